@@ -1,0 +1,1 @@
+"""What happens on air: AWGN, Rayleigh and Rician links, and the sensing channel."""

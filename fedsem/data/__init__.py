@@ -1,0 +1,1 @@
+"""Images and who holds them: data sets (kind of `data:`) and partitions (kind of `data.partition:`)."""

@@ -1,0 +1,146 @@
+"""What a data set is, and what every data set plug-in has in common.
+
+A data set is two splits of colour images with one integer label each. Pixels stay `uint8` until a batch is made: they
+are a quarter of the size, exact, and can be mapped from disk by several processes at once.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from fedsem.data.partition import Iid
+from fedsem.data.stratify import stratified_order
+from fedsem.errors import DataError
+from fedsem.registry import Options, Plugin
+from fedsem.streams import Stream
+
+STD_FLOOR = 1e-3
+"""Smallest standard deviation of a channel that `Dataset.std` reports: a constant channel must not divide by zero."""
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels. Both arrays are read-only (and may be mapped from disk): index or copy before you change.
+
+    Attributes:
+        images: uint8 (N, 3, H, W), red, green, blue, 0..255.
+        labels: int64 (N,), index into `Dataset.classes`.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or not as many labels as images.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"images should be uint8 (N, 3, H, W), not {self.images.dtype} {self.images.shape}")
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels should be int64 ({len(self.images)},), not {self.labels.dtype} {self.labels.shape}"
+            )
+        object.__setattr__(self, "images", _read_only(self.images))
+        object.__setattr__(self, "labels", _read_only(self.labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> Split:
+        """The images and labels at `index` (K,), copied."""
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, ready to be handed out.
+
+    Attributes:
+        name: kind of the data set.
+        train: what receivers learn from.
+        test: what evaluation uses; disjoint from `train`.
+        classes: name of each label.
+        mean: mean of the training pixels per colour channel, pixels in [0, 1].
+        std: their standard deviation (population, at least `STD_FLOOR`).
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class DatasetOptions(Options):
+    """The mapping under `data:`. A data set implements `_read`; limits and pixel statistics are added here."""
+
+    partition: Annotated[Any, Plugin("partition")] = Field(
+        default_factory=Iid, description="how the training images are dealt out to receivers; default: iid"
+    )
+    train_images: PositiveInt | None = Field(default=None, description="use this many training images; default: all")
+    test_images: PositiveInt | None = Field(default=None, description="use this many test images; default: all")
+
+    def load(self) -> Dataset:
+        """Read the data set.
+
+        A limit keeps a stratified random subset, in the order of the full split; it is the same in every run, and a
+        smaller limit keeps a subset of what a larger one keeps.
+
+        Raises:
+            DataError: the data are missing or cannot be read, or a limit asks for more images than there are.
+        """
+        train, test, classes = self._read()
+        train = self._limit(train, self.train_images, "train")
+        test = self._limit(test, self.test_images, "test")
+        mean, std = pixel_statistics(train.images)
+        return Dataset(self.kind, train, test, classes, mean, std)
+
+    @abstractmethod
+    def _read(self) -> tuple[Split, Split, tuple[str, ...]]:
+        """The whole training split, the whole test split, and the class names.
+
+        Raises:
+            DataError: the data are missing or cannot be read.
+        """
+
+    def _limit(self, split: Split, limit: int | None, part: str) -> Split:
+        if limit is None or limit == len(split):
+            return split
+        if limit > len(split):
+            raise DataError(
+                f"data.{part}_images asks for {limit} images, but the {part} split of '{self.kind}' has {len(split)}; "
+                f"lower it or leave it out."
+            )
+        order = stratified_order(split.labels, Stream(0).child("data", "limit", part))
+        return split.take(np.sort(order[:limit]))
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each colour channel of uint8 (N, 3, H, W), in units of full scale (255).
+
+    Counted from exact integer histograms, so that the result does not depend on the order of the images or on how
+    many are read at once.
+    """
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(images), 512):
+        chunk = images[start : start + 512]
+        for channel in range(3):
+            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ levels
+    deviation = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+    m, s = mean.tolist(), np.maximum(deviation, STD_FLOOR).tolist()
+    return (m[0], m[1], m[2]), (s[0], s[1], s[2])

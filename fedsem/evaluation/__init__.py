@@ -1,0 +1,1 @@
+"""Grids of evaluation points that yield rows of the table."""

@@ -1,0 +1,48 @@
+"""Channel draws of an evaluation, made once and shared by all that is compared (common random numbers)."""
+
+from __future__ import annotations
+
+from fedsem.channels.channel import Realisation
+from fedsem.evaluation.trained import Listener, TrainedLink
+from fedsem.streams import Stream
+
+
+class Air:
+    """Draws for the whole test set, by listener.
+
+    `score` draws are the same for every SNR, PSR, attack and defense, so that differences between those are paired and
+    do not depend on batch size. `attack` draws are what a perturbation may be fitted on: independent of the former,
+    and new in every step.
+
+    Args:
+        link: the trained link.
+    """
+
+    def __init__(self, link: TrainedLink) -> None:
+        self.link = link
+        self.stream = Stream(link.seed).child("evaluate")
+        self._score: dict[str, Realisation] = {}
+
+    def score(self, listener: Listener) -> Realisation:
+        """(draws.score, N) draws; kept."""
+        if listener.name not in self._score:
+            self._score[listener.name] = self._draw(
+                listener, self.link.plan.scenario.evaluation.draws.score, self.stream.child("score", listener.name)
+            )
+        return self._score[listener.name]
+
+    def attack(self, listener: Listener, step: int) -> Realisation:
+        """(draws.attack, N) draws for a step of an attack."""
+        return self._draw(
+            listener,
+            self.link.plan.scenario.evaluation.draws.attack,
+            self.stream.child("attack", listener.name, step),
+        )
+
+    def _draw(self, listener: Listener, draws: int, stream: Stream) -> Realisation:
+        plan = self.link.plan
+        # Drawn on the CPU: the same on every device.
+        realisation = plan.channel(listener.branch).draw(
+            (draws, len(self.link.labels)), plan.channel_uses, plan.scenario.link.symbols, stream.torch()
+        )
+        return realisation.to(plan.device)

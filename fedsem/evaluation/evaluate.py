@@ -1,0 +1,212 @@
+"""Evaluate a trained link over the scenario's grids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from fedsem.evaluation.air import Air
+from fedsem.evaluation.baselines import reference_points
+from fedsem.evaluation.point import Point
+from fedsem.evaluation.problem import LinkProblem
+from fedsem.evaluation.samples import Samples
+from fedsem.evaluation.score import Scorer
+from fedsem.evaluation.trained import Listener, TrainedLink
+from fedsem.hooks.budget import gaussian
+from fedsem.hooks.evasion import Evasion, Perturbation
+from fedsem.plan import describe
+from fedsem.registry import names
+from fedsem.scenario import Grid
+from fedsem.streams import Stream
+from fedsem.units import achieved_psr, energy, from_db, to_db
+
+BUILT_IN = ("none", "noise")
+Key = tuple[str, str, str]
+"""Receiver group, task, channel."""
+Progress = Callable[[int, int], None]
+"""Called with evaluation points that are done, and their number."""
+
+
+@dataclass
+class Measurement:
+    """All that was measured of one trained link: evaluation points and example pictures."""
+
+    points: list[Point] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
+    """Measure a trained link at every point of every grid, clean, under noise, and under attack.
+
+    Clean figures, noise and attacks are scored over the same channel draws; perturbations are fitted on other draws.
+    """
+    return _Evaluation(link, progress).run()
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Coordinates of an evaluation point; `axes` are the SNRs that its perturbation depends on."""
+
+    snr_db: float
+    sensing_snr_db: float
+    psr_db: float = 0.0
+    axes: dict[str, float] = field(default_factory=dict)
+
+    def snr(self, sensing: bool) -> float:
+        return self.sensing_snr_db if sensing else self.snr_db
+
+    def axis(self, sensing: bool) -> dict[str, float]:
+        """The column that a task of this kind is plotted over."""
+        return {"sensing_snr_db" if sensing else "snr_db": self.snr(sensing)}
+
+
+class _Evaluation:
+    def __init__(self, link: TrainedLink, progress: Progress) -> None:
+        self.link, self.progress = link, progress
+        self.evaluation = link.plan.scenario.evaluation
+        self.air = Air(link)
+        self.scorer = Scorer(link, self.air)
+        self.samples = Samples(link, self.air, self.evaluation.samples)
+        self.points: list[Point] = []
+        self.stream = Stream(link.seed).child("evaluate")
+        self.clean: dict[tuple[str, str, str, float], int] = {}
+        self.seen: set[tuple[Any, ...]] = set()
+        self.done = 0
+        self.total = sum(_count(grid) for grid in self.evaluation.grids)
+
+    def run(self) -> Measurement:
+        for grid in self.evaluation.grids:
+            for at in _snr_pairs(grid):
+                self.score_clean(at)
+                self.step()
+            for at in _snr_pairs(grid):
+                self.attack(grid, at)
+        if self.evaluation.baselines:
+            self.points += reference_points(self.link, self.air, self.evaluation.grids)
+        return Measurement(self.points, self.samples.rows)
+
+    def step(self) -> None:
+        self.done += 1
+        self.progress(self.done, self.total)
+
+    def listeners(self, sensing: bool) -> list[Listener]:
+        return [listener for listener in self.link.listeners if self.link.is_sensing(listener) == sensing]
+
+    def score_clean(self, at: _Where) -> None:
+        for sensing in (False, True):
+            listeners = [one for one in self.listeners(sensing) if (*_key(one), at.snr(sensing)) not in self.clean]
+            for key, metrics in self.scorer.score(listeners, at.snr(sensing), {}).items():
+                self.clean[*key, at.snr(sensing)] = len(self.points)
+                self.points.append(Point({**self.columns(key), "attack": "none", **at.axis(sensing)}, metrics))
+        self.samples.add(self.scorer.sent({}), {}, at.snr_db, {"attack": "none"})
+
+    def attack(self, grid: Grid, at: _Where) -> None:
+        """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
+        that it achieved, and noise of nominal energy where it lists nothing else."""
+        beside = "noise" in grid.attacks
+        attacks: dict[str, Any] = {
+            name: self.link.plan.scenario.attacks[name] for name in grid.attacks if name not in BUILT_IN
+        }
+        if beside and not attacks:
+            attacks = {"noise": names("attack")["noise"].model_validate({})}
+            beside = False
+        for name, attack in attacks.items():
+            problem = LinkProblem(self.link, self.air, attack, at.snr_db, at.sensing_snr_db)
+            axes = self.objective_axes(problem, at)
+            for psr_db in grid.psr_db or []:
+                if (name, psr_db, *axes.items()) not in self.seen:
+                    self.seen.add((name, psr_db, *axes.items()))
+                    problem.psr = from_db(psr_db)
+                    delta = attack.perturb(problem, self.stream.child("perturb", name))
+                    here = replace(at, psr_db=psr_db, axes=axes)
+                    twin = self.noise_beside(name, attack, delta, problem, here) if beside else {}
+                    self.record(name, attack, delta, problem, here, twin)
+                self.step()
+
+    def noise_beside(
+        self, name: str, attack: Evasion, delta: Perturbation, problem: LinkProblem, at: _Where
+    ) -> dict[Key, int]:
+        """Score noise of the energy that an attack achieved; the numbers of its points."""
+        energies = {site: energy(value) for site, value in delta.items()}
+        twin = gaussian(problem.sites, energies, self.stream.child("perturb", "noise"))
+        return self.record("noise", attack, twin, problem, at, {}, beside=name)
+
+    def record(
+        self,
+        name: str,
+        attack: Evasion,
+        delta: Perturbation,
+        problem: LinkProblem,
+        at: _Where,
+        noise: dict[Key, int],
+        beside: str | None = None,
+    ) -> dict[Key, int]:
+        """Score a perturbation for every listener and keep the points; their numbers."""
+        achieved = [float(achieved_psr(value, problem.sites[site].energy).mean()) for site, value in delta.items()]
+        columns: dict[str, Any] = {
+            "attack": name,
+            "sites": "+".join(attack.sites),
+            "psr_db": at.psr_db,
+            "psr_achieved_db": to_db(max(achieved)),
+            "targeted": bool(attack.targeted),
+            **at.axes,
+        }
+        if name == "noise":
+            columns |= {"attack_params": json.dumps({"beside": beside} if beside else {}), "knowledge": "none"}
+        else:
+            knowledge = attack.knowledge
+            columns |= {
+                "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
+                "objective": json.dumps(attack.goals(self.link.plan), sort_keys=True),
+                "knowledge": f"weights: {knowledge.weights}, channel: {knowledge.channel}",
+                "norm": attack.norm,
+            }
+        numbers: dict[Key, int] = {}
+        for sensing in (False, True):
+            axis = at.axis(sensing)
+            if "air" in attack.sites:
+                axis["pnr_db"] = at.psr_db + at.snr(sensing)
+            for key, metrics in self.scorer.score(self.listeners(sensing), at.snr(sensing), delta, attack).items():
+                numbers[key] = len(self.points)
+                clean = self.clean[*key, at.snr(sensing)]
+                self.points.append(Point({**self.columns(key), **columns, **axis}, metrics, clean, noise.get(key)))
+        if name != "noise":
+            shown = {"attack": name, "psr_db": at.psr_db}
+            self.samples.add(self.scorer.sent(delta), delta, at.snr_db, shown)
+        return numbers
+
+    def columns(self, key: Key) -> dict[str, Any]:
+        listener = next(one for one in self.link.listeners if _key(one) == key)
+        return {
+            "stage": "evaluate",
+            "round": self.link.plan.scenario.federation.rounds,
+            "receiver": listener.group,
+            **describe(self.link.plan, listener.branch),
+            "decoder": "mlp",
+            "draws": self.evaluation.draws.score,
+        }
+
+    def objective_axes(self, problem: LinkProblem, at: _Where) -> dict[str, float]:
+        """The SNRs that an attack's gradient depends on."""
+        axes: dict[str, float] = {}
+        for listener in problem.weights:
+            axes |= at.axis(self.link.is_sensing(listener))
+        return axes
+
+
+def _key(listener: Listener) -> Key:
+    return listener.group, listener.branch.task, listener.branch.channel
+
+
+def _snr_pairs(grid: Grid) -> list[_Where]:
+    if grid.sensing_snr_db is None:
+        return [_Where(snr_db, snr_db) for snr_db in grid.snr_db]
+    return [_Where(snr_db, sensing_snr_db) for snr_db, sensing_snr_db in product(grid.snr_db, grid.sensing_snr_db)]
+
+
+def _count(grid: Grid) -> int:
+    attacks = sum(name not in BUILT_IN for name in grid.attacks) or ("noise" in grid.attacks)
+    return len(_snr_pairs(grid)) * (1 + attacks * len(grid.psr_db or []))

@@ -1,0 +1,93 @@
+"""Intervals: Wilson for shares of independent trials, otherwise a bootstrap clustered by image and seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from fedsem.streams import Stream
+
+LEVEL = 0.95
+REPLICATES = 1000
+_Z = float(norm.ppf(0.5 + LEVEL / 2))
+
+
+def wilson(successes: float, trials: float) -> tuple[float, float]:
+    """95 % Wilson score interval of a share of independent trials (Wilson 1927; Brown, Cai, DasGupta 2001).
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), with z the 97.5 % normal quantile.
+    """
+    p, z2 = successes / trials, _Z**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = _Z / (1 + z2 / trials) * np.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numerators and denominators of a metric for each seed and image: the value is their ratio of sums.
+
+    Attributes:
+        numerator, denominator: (seeds, images); summed over channel draws and receivers.
+        single: whether each image was seen once, by one receiver over one channel draw.
+    """
+
+    numerator: np.ndarray
+    denominator: np.ndarray
+    single: bool
+
+    @property
+    def value(self) -> float:
+        """sum(numerator) / sum(denominator)."""
+        return float(self.numerator.sum(dtype=np.float64) / self.denominator.sum(dtype=np.float64))
+
+
+class Bootstrap:
+    """Percentile bootstrap with the image, and with several seeds also the seed, as the unit that is resampled.
+
+    Channel draws of one image are not independent trials: they share the image. Images are the same for every seed,
+    so both are resampled crosswise (Owen, The Pigeonhole Bootstrap, 2007). All figures of one test set share their
+    replicates, which pairs their differences.
+
+    Args:
+        images: size of the test set.
+        seeds: number of seeds.
+    """
+
+    def __init__(self, images: int, seeds: int) -> None:
+        stream = Stream(0).child("bootstrap", images)
+        self.images = stream.child("images").numpy().multinomial(images, np.full(images, 1 / images), REPLICATES)
+        self.images = self.images.astype(np.float32)
+        self.seeds = stream.child("seeds", seeds).numpy().multinomial(seeds, np.full(seeds, 1 / seeds), REPLICATES)
+
+    def replicates(self, measured: Measured) -> np.ndarray:
+        """The metric in each replicate, (REPLICATES,)."""
+        numerator = (self.images @ measured.numerator.T.astype(np.float32)).astype(np.float64)
+        denominator = (self.images @ measured.denominator.T.astype(np.float32)).astype(np.float64)
+        return (numerator * self.seeds).sum(1) / (denominator * self.seeds).sum(1)
+
+    def interval(self, measured: Measured) -> tuple[float, float]:
+        """95 % interval of a metric.
+
+        Wilson within one model and one draw per image. A share of exactly 0 or 1 has no spread to resample: Wilson
+        with one trial for each image, the widest that the data allow.
+        """
+        shares = measured.numerator.min() >= 0 and bool((measured.numerator <= measured.denominator).all())
+        one_model = len(measured.numerator) == 1
+        if shares and measured.single and one_model and set(np.unique(measured.numerator)) <= {0.0, 1.0}:
+            return wilson(float(measured.numerator.sum()), float(measured.denominator.sum()))
+        if shares and measured.value in (0.0, 1.0):
+            return wilson(measured.value * measured.numerator.shape[1], measured.numerator.shape[1])
+        return _percentiles(self.replicates(measured))
+
+    def difference(self, one: Measured, other: Measured) -> tuple[float, float]:
+        """95 % interval of `one` minus `other`, paired: both are computed on the same resampled images and seeds."""
+        return _percentiles(self.replicates(one) - self.replicates(other))
+
+
+def _percentiles(replicates: np.ndarray) -> tuple[float, float]:
+    finite = replicates[np.isfinite(replicates)]
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

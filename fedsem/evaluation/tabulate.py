@@ -1,0 +1,91 @@
+"""From evaluation points of all seeds to rows of the table, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedsem.evaluation.point import Point, Tally
+from fedsem.evaluation.statistics import Bootstrap, Measured
+
+VARYING = ("psr_achieved_db",)
+"""Columns of a point that may differ from seed to seed."""
+
+
+def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Rows for each seed and, with `seed` empty, for all seeds together.
+
+    Beside each metric under attack stand `<metric>_change` (minus clean) and `<metric>_vs_noise` (minus Gaussian noise
+    of the energy that the attack achieved), paired over images, channel draws and seeds.
+
+    Args:
+        points: the points of each seed, in the same order for every seed.
+        seeds: the seeds.
+
+    Raises:
+        ValueError: the seeds did not measure the same points.
+    """
+    if len({len(of_seed) for of_seed in points}) != 1:
+        raise ValueError("seeds measured different numbers of points")
+    bootstraps: dict[tuple[int, int], Bootstrap] = {}
+    groups: list[tuple[int | None, list[int]]] = [(seed, [i]) for i, seed in enumerate(seeds)]
+    groups.append((None, list(range(len(seeds)))))
+    for number in range(len(points[0])):
+        same = [of_seed[number] for of_seed in points]
+        _check_alike(same)
+        for seed, members in groups:
+            chosen = [points[i] for i in members]
+            yield from _point_rows(chosen, number, seed, bootstraps)
+
+
+def _point_rows(
+    points: Sequence[Sequence[Point]], number: int, seed: int | None, bootstraps: dict[tuple[int, int], Bootstrap]
+) -> Iterator[dict[str, Any]]:
+    here = [of_seed[number] for of_seed in points]
+    columns = {**here[0].columns, "seed": seed}
+    for name in VARYING:
+        if here[0].columns.get(name) is not None:
+            columns[name] = float(np.mean([point.columns[name] for point in here]))
+    for metric in here[0].metrics:
+        measured = _measured(here, metric)
+        images = measured.numerator.shape[1]
+        if here[0].metrics[metric].receptions == 0:  # theory: a value without chance
+            yield {**columns, "metric": metric, "value": measured.value, "ci_low": measured.value,
+                   "ci_high": measured.value}  # fmt: skip
+            continue
+        key = (images, len(here))
+        if key not in bootstraps:
+            bootstraps[key] = Bootstrap(*key)
+        bootstrap = bootstraps[key]
+        low, high = bootstrap.interval(measured)
+        n = images * len(here)
+        yield {**columns, "metric": metric, "value": measured.value, "ci_low": low, "ci_high": high, "n": n}
+        for suffix, reference in (("change", here[0].clean), ("vs_noise", here[0].noise)):
+            if reference is None:
+                continue
+            others = [of_seed[reference] for of_seed in points]
+            if metric not in others[0].metrics:
+                continue
+            other = _measured(others, metric)
+            low, high = bootstrap.difference(measured, other)
+            difference = measured.value - other.value
+            yield {
+                **columns, "metric": f"{metric}_{suffix}", "value": difference, "ci_low": low, "ci_high": high, "n": n,
+            }  # fmt: skip
+
+
+def _measured(points: Sequence[Point], metric: str) -> Measured:
+    tallies: list[Tally] = [point.metrics[metric] for point in points]
+    return Measured(
+        np.stack([tally.numerator for tally in tallies]),
+        np.stack([tally.denominator for tally in tallies]),
+        single=all(tally.receptions == 1 for tally in tallies),
+    )
+
+
+def _check_alike(points: Sequence[Point]) -> None:
+    fixed = [{name: value for name, value in point.columns.items() if name not in VARYING} for point in points]
+    if any(columns != fixed[0] for columns in fixed):
+        raise ValueError(f"seeds measured different points: {fixed}")

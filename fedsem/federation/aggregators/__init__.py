@@ -1,0 +1,1 @@
+"""Aggregation rules that come with the federation; robust ones are defenses."""

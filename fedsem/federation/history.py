@@ -1,0 +1,32 @@
+"""What happened in training, as rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fedsem.federation.state import FederationState
+from fedsem.plan import Plan, describe
+
+
+def rows(plan: Plan, state: FederationState) -> Iterator[dict[str, Any]]:
+    """For each round: training loss by task, and the receivers that failed and whose updates were rejected."""
+    branches = {branch.task: branch for branch in plan.branches}
+    for record in state.history:
+        common = {
+            "stage": "federate",
+            "round": record.round,
+            "bytes_up": record.bytes_up,
+            "bytes_down": record.bytes_down,
+            "attack": "none",
+        }
+        for task, loss in sorted(record.losses.items()):
+            yield {
+                **common,
+                **describe(plan, branches[task]),
+                "metric": "train_loss",
+                "value": loss,
+                "n": record.examples[task],
+            }
+        for metric, who in (("failed_receivers", record.failed), ("rejected_updates", record.rejected)):
+            yield {**common, "metric": metric, "value": float(len(who)), "n": len(record.asked)}

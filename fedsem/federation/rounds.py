@@ -1,0 +1,150 @@
+"""One round of federated learning, without Flower: who is asked, with what, and what becomes of the replies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fedsem.errors import FederationError
+from fedsem.federation.state import FederationState, RoundRecord, owner
+from fedsem.hooks.aggregate import Updates
+from fedsem.plan import Plan, Receiver, asked_per_round
+from fedsem.streams import Stream
+from fedsem.training import Parameters, ReceiverTask, Reply
+
+
+def sample(plan: Plan, seed: int, round_number: int) -> list[int]:
+    """Receivers that are asked in a round, sorted: drawn without replacement, by seed and round alone."""
+    generator = Stream(seed).child("sample", round_number).numpy()
+    chosen = generator.choice(len(plan.receivers), size=asked_per_round(plan), replace=False)
+    return sorted(int(receiver) for receiver in chosen)
+
+
+def tasks(
+    plan: Plan, state: FederationState, partition: Sequence[np.ndarray], seed: int, receivers: Sequence[int]
+) -> list[ReceiverTask]:
+    """What each of these receivers is asked to do in the round after `state.round`."""
+    return [
+        ReceiverTask(
+            receiver=number,
+            seed=seed,
+            round=state.round + 1,
+            branches={branch: plan.task(branch).weight for branch in plan.receivers[number].branches},
+            indices=partition[number],
+            shared=state.shared,
+            decoders={
+                branch.key: state.decoders[owner(plan, plan.receivers[number], branch)]
+                for branch in plan.receivers[number].branches
+            },
+            proximal_mu=plan.scenario.federation.aggregator.proximal_mu,
+        )
+        for number in receivers
+    ]
+
+
+def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: Sequence[Reply]) -> FederationState:
+    """The state after a round.
+
+    The encoder is averaged over all valid replies, a receiver counting n_i * sum of its task weights; decoders of
+    policy `group` over the receivers that hold the task, counting n_i; local decoders are replaced. A reply with NaN
+    or infinite values is rejected as a whole.
+
+    Raises:
+        FederationError: fewer valid replies than `federation.min_receivers`.
+    """
+    record = RoundRecord(round=state.round + 1, asked=list(asked))
+    answered = {reply.receiver: reply for reply in replies}
+    valid: list[Reply] = []
+    for number in sorted(asked):
+        reply = answered.get(number)
+        if reply is None:
+            record.failed[number] = "no reply"
+        elif reply.error is not None:
+            record.failed[number] = reply.error
+        elif not _finite(reply):
+            record.rejected[number] = "NaN or infinite values"
+        else:
+            valid.append(reply)
+    required = plan.scenario.federation.min_receivers or math.ceil(len(asked) / 2)
+    if len(valid) < required:
+        reasons = "; ".join(sorted({*record.failed.values(), *record.rejected.values()})) or "none was asked"
+        raise FederationError(
+            f"Round {record.round}: only {len(valid)} of {len(asked)} receivers sent a valid update and "
+            f"federation.min_receivers needs {required} ({reasons}); run.log has the details."
+        )
+    shared = _aggregate(
+        plan,
+        state.shared,
+        [reply.delta for reply in valid],
+        [
+            reply.examples * sum(plan.task(branch).weight for branch in plan.receivers[reply.receiver].branches)
+            for reply in valid
+        ],
+        [reply.receiver for reply in valid],
+    )
+    decoders = dict(state.decoders)
+    groups: dict[str, list[tuple[Reply, Parameters]]] = {}
+    for reply in valid:
+        receiver = plan.receivers[reply.receiver]
+        for branch in receiver.branches:
+            who, parameters = owner(plan, receiver, branch), reply.decoders[branch.key]
+            if receiver.decoder == "group":
+                groups.setdefault(who, []).append((reply, parameters))
+            else:
+                decoders[who] = parameters
+    for who, members in groups.items():
+        before = state.decoders[who]
+        decoders[who] = _aggregate(
+            plan,
+            before,
+            [{name: value - before[name] for name, value in parameters.items()} for _, parameters in members],
+            [float(reply.examples) for reply, _ in members],
+            [reply.receiver for reply, _ in members],
+        )
+    _count(plan, state, record, valid)
+    return FederationState(state.round + 1, shared, decoders, history=[*state.history, record])
+
+
+def _aggregate(
+    plan: Plan, before: Parameters, deltas: list[Parameters], weights: list[float], receivers: list[int]
+) -> Parameters:
+    rows = np.stack([np.concatenate([delta[name].numpy().ravel() for name in before]) for delta in deltas])
+    updates = Updates(rows, np.asarray(weights, dtype=np.float64), tuple(receivers))
+    combined = torch.from_numpy(plan.scenario.federation.aggregator.aggregate(updates))
+    after: Parameters = {}
+    for name, part in zip(before, combined.split([value.numel() for value in before.values()]), strict=True):
+        after[name] = (before[name].double() + part.view_as(before[name])).float()
+    return after
+
+
+def _finite(reply: Reply) -> bool:
+    tensors = [*reply.delta.values(), *(value for decoder in reply.decoders.values() for value in decoder.values())]
+    return all(bool(torch.isfinite(value).all()) for value in tensors)
+
+
+def _count(plan: Plan, state: FederationState, record: RoundRecord, valid: Sequence[Reply]) -> None:
+    shared = size(state.shared)
+
+    def travelling(receiver: Receiver) -> int:
+        # Local decoders never leave their receiver; the simulation's store only stands in for its disk.
+        grouped = [state.decoders[owner(plan, receiver, branch)] for branch in receiver.branches]
+        return shared + (sum(size(decoder) for decoder in grouped) if receiver.decoder == "group" else 0)
+
+    totals: dict[str, float] = {}
+    examples: dict[str, int] = {}
+    for reply in valid:
+        for branch in plan.receivers[reply.receiver].branches:
+            totals[branch.task] = totals.get(branch.task, 0.0) + reply.losses[branch.key] * reply.examples
+            examples[branch.task] = examples.get(branch.task, 0) + reply.examples
+    record.losses.update({task: total / examples[task] for task, total in totals.items()})
+    record.examples.update(examples)
+    record.bytes_up = sum(travelling(plan.receivers[reply.receiver]) for reply in valid)
+    record.bytes_down = sum(travelling(plan.receivers[number]) for number in record.asked)
+
+
+def size(parameters: Parameters) -> int:
+    """Bytes of a set of parameters."""
+    return sum(value.numel() * value.element_size() for value in parameters.values())

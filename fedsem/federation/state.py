@@ -1,0 +1,125 @@
+"""The state of a federation between two rounds: everything that a resumed run needs.
+
+A checkpoint is one safetensors file and one JSON file. Each is written under another name and renamed, and the JSON
+names its safetensors file: whatever moment a run is killed at, the pair that is read belongs together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from fedsem.plan import Branch, Plan, Receiver
+from fedsem.training import Parameters, initial_parameters
+
+
+@dataclass
+class RoundRecord:
+    """What happened in one round.
+
+    Attributes:
+        round: its number, from 1.
+        asked: receivers that were asked to train.
+        failed: receivers that raised or did not answer, and why.
+        rejected: receivers whose update was refused, and why.
+        losses: training loss over the last local epoch, by task: mean over receivers, weighted by images.
+        examples: images behind each of `losses`.
+        bytes_up: parameters sent by receivers, in bytes.
+        bytes_down: parameters sent to receivers, in bytes.
+    """
+
+    round: int
+    asked: list[int]
+    failed: dict[int, str] = field(default_factory=dict)
+    rejected: dict[int, str] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+    examples: dict[str, int] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass
+class FederationState:
+    """Parameters after `round` rounds, and the record of those rounds.
+
+    Attributes:
+        round: rounds that are done.
+        shared: parameters of the encoder.
+        decoders: parameters of each decoder, by its owner (see `owner`).
+        optimizer: state of the centralised reference's optimiser.
+        history: one record for each round.
+    """
+
+    round: int
+    shared: Parameters
+    decoders: dict[str, Parameters]
+    optimizer: Parameters = field(default_factory=dict)
+    history: list[RoundRecord] = field(default_factory=list)
+
+    @classmethod
+    def initial(cls, plan: Plan, seed: int) -> FederationState:
+        """The state before the first round."""
+        shared, decoders = initial_parameters(plan, seed)
+        owners = {
+            owner(plan, receiver, branch): dict(decoders[branch.key])
+            for receiver in plan.receivers
+            for branch in receiver.branches
+        }
+        return cls(0, shared, owners)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; the one before it is removed when this one is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"shared/{name}": value for name, value in self.shared.items()}
+        for who, parameters in self.decoders.items():
+            tensors |= {f"decoder/{who}/{name}": value for name, value in parameters.items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.items()}
+        target = folder / f"state-{self.round:05d}.safetensors"
+        partial = folder / f".{target.name}.partial"
+        save_file(tensors, partial)
+        os.replace(partial, target)
+        text = json.dumps(
+            {"round": self.round, "tensors": target.name, "history": [asdict(record) for record in self.history]}
+        )
+        partial = folder / ".state.json.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / "state.json")
+        for old in folder.glob("state-*.safetensors"):
+            if old.name != target.name:
+                old.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> FederationState | None:
+        """The last complete checkpoint in a folder, or None."""
+        index = folder / "state.json"
+        if not index.is_file():
+            return None
+        content = json.loads(index.read_text(encoding="utf-8"))
+        state = cls(content["round"], {}, {})
+        for record in content["history"]:
+            for key in ("failed", "rejected"):
+                record[key] = {int(receiver): why for receiver, why in record[key].items()}
+            state.history.append(RoundRecord(**record))
+        for path, value in load_file(folder / content["tensors"]).items():
+            scope, _, name = path.partition("/")
+            if scope == "shared":
+                state.shared[name] = value
+            elif scope == "optimizer":
+                state.optimizer[name] = value
+            else:
+                who, _, parameter = name.rpartition("/")
+                state.decoders.setdefault(who, {})[parameter] = value
+        return state
+
+
+def owner(plan: Plan, receiver: Receiver, branch: Branch) -> str:
+    """Whose decoder a receiver uses for a branch: its own, that of all receivers with the task, or the central one."""
+    if plan.scenario.federation.kind == "none":
+        return f"central/{branch.key}"
+    if receiver.decoder == "group":
+        return f"group/{branch.task}"
+    return f"{receiver.id}/{branch.key}"

@@ -1,0 +1,1 @@
+"""Networks: transmitter encoders and the multilayer perceptrons of the decoders."""

@@ -1,0 +1,233 @@
+"""From a scenario to a plan: everything that is decided before the first training step.
+
+`resolve` makes the cross-checks that need the data and the plug-ins, so that an impossible combination ends in one
+sentence before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsem.channels.channel import Channel
+from fedsem.data.dataset import Dataset
+from fedsem.errors import ScenarioError
+from fedsem.link import Transmitter
+from fedsem.models.encoder import ImageFormat
+from fedsem.scenario import Scenario, Uniform, check_scenario, dump_scenario
+from fedsem.streams import Stream
+from fedsem.tasks.task import DecoderFormat, Task
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One task over one channel: what a decoder is trained for."""
+
+    task: str
+    channel: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.task}@{self.channel}"
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """One receiver of the federation.
+
+    Attributes:
+        id: its number, from 0; also the number of its partition of the data.
+        group: its group in the scenario.
+        branches: its tasks and their channels.
+        decoder: `local` or `group`.
+    """
+
+    id: int
+    group: str
+    branches: tuple[Branch, ...]
+    decoder: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked scenario (one cell of its sweep) with its data; the same for every seed."""
+
+    scenario: Scenario
+    dataset: Dataset
+    receivers: tuple[Receiver, ...]
+    device: torch.device
+
+    @cached_property
+    def images(self) -> ImageFormat:
+        """Shape and statistics of the images."""
+        shape = self.dataset.train.images.shape[1:]
+        return ImageFormat((int(shape[0]), int(shape[1]), int(shape[2])), self.dataset.mean, self.dataset.std)
+
+    @property
+    def channel_uses(self) -> int:
+        """nc."""
+        return int(self.scenario.link.encoder.channel_uses)
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """All branches of the federation, each once, in the order of the receivers."""
+        return tuple(dict.fromkeys(branch for receiver in self.receivers for branch in receiver.branches))
+
+    def task(self, branch: Branch) -> Task:
+        return self.scenario.tasks[branch.task]
+
+    def channel(self, branch: Branch) -> Channel:
+        return self.scenario.channels[branch.channel]
+
+    def decoder_format(self, branch: Branch) -> DecoderFormat:
+        channel = self.channel(branch)
+        return DecoderFormat(
+            width=channel.width(self.channel_uses, self.scenario.link.symbols),
+            channel_uses=self.channel_uses,
+            image_shape=self.images.shape,
+            classes=len(self.dataset.classes),
+            range_bins=getattr(channel, "range_bins", 1),
+        )
+
+    def new_transmitter(self) -> Transmitter:
+        """A transmitter on the plan's device, initialised from torch's global generator."""
+        link = self.scenario.link
+        encoder = link.encoder.build(self.images)
+        transmitter = Transmitter(encoder, link.symbols, link.power, self.scenario.compute.precision)
+        return transmitter.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def new_decoder(self, branch: Branch) -> nn.Module:
+        """A decoder on the plan's device, initialised from torch's global generator."""
+        return self.task(branch).build(self.decoder_format(branch)).to(self.device)
+
+    def train_snr(self, branch: Branch) -> float | Uniform:
+        """Training SNR of a branch: `sensing_snr_db` for sensing channels where it is given."""
+        train = self.scenario.train
+        if self.channel(branch).is_sensing and train.sensing_snr_db is not None:
+            return train.sensing_snr_db
+        return train.snr_db
+
+    def partition(self, seed: int) -> list[np.ndarray]:
+        """Indices of the training images that each receiver holds."""
+        key = Stream(seed).child("partition").key % 2**31
+        return self.scenario.data.partition.split(self.dataset.train.labels, len(self.receivers), key)
+
+    @cached_property
+    def train_images(self) -> Tensor:
+        """Training images on the plan's device, uint8 (N, C, H, W)."""
+        return torch.from_numpy(np.array(self.dataset.train.images)).to(self.device)
+
+    @cached_property
+    def train_labels(self) -> Tensor:
+        return torch.from_numpy(np.array(self.dataset.train.labels)).to(self.device)
+
+
+def make_plan(scenario: Scenario) -> Plan:
+    """The plan of a scenario that `resolve` has already checked."""
+    return Plan(scenario, scenario.data.load(), _receivers(scenario), _device(scenario.compute.device))
+
+
+def resolve(scenario: Scenario) -> Plan:
+    """Check a scenario against its data and plug-ins.
+
+    Raises:
+        ScenarioError: an impossible combination, as one sentence with its YAML path.
+        DataError: the data set is missing or cannot be read.
+    """
+    _check_channels(scenario)
+    plan = make_plan(scenario)
+    plan.new_transmitter()
+    if scenario.federation.kind == "flower":
+        for seed in scenario.seeds:
+            plan.partition(seed)
+        asked = asked_per_round(plan)
+        if (scenario.federation.min_receivers or 0) > asked:
+            raise ScenarioError(
+                f"In the scenario, 'federation.min_receivers': {scenario.federation.min_receivers} receivers can never "
+                f"answer when each round asks {asked} (fraction {scenario.federation.fraction} of "
+                f"{len(plan.receivers)}); lower it, or raise the fraction."
+            )
+    for name, attack in scenario.attacks.items():
+        attack.check(f"attacks.{name}", plan)
+    return plan
+
+
+@lru_cache(maxsize=4)
+def plan_of_text(text: str) -> Plan:
+    """The plan of a checked scenario given as JSON; kept for the next call, as nodes ask again every round."""
+    return make_plan(check_scenario(json.loads(text)))
+
+
+def scenario_text(scenario: Scenario) -> str:
+    """The scenario as canonical JSON: the text that stages are keyed by and workers receive."""
+    return json.dumps(dump_scenario(scenario), sort_keys=True)
+
+
+def asked_per_round(plan: Plan) -> int:
+    """How many receivers each round asks: the fraction, rounded, and at least one."""
+    return max(1, round(plan.scenario.federation.fraction * len(plan.receivers)))
+
+
+def _receivers(scenario: Scenario) -> tuple[Receiver, ...]:
+    receivers: list[Receiver] = []
+    for name, group in scenario.receivers.items():
+        branches = tuple(Branch(task, str(group.channel_of(task))) for task in group.tasks)
+        receivers += [Receiver(len(receivers) + i, name, branches, group.decoder) for i in range(group.count)]
+    return tuple(receivers)
+
+
+def _check_channels(scenario: Scenario) -> None:
+    nc, symbols = int(scenario.link.encoder.channel_uses), scenario.link.symbols
+    if symbols == "complex" and nc % 2:
+        raise ScenarioError(
+            f"In the scenario, 'link.encoder.channel_uses': complex symbols carry two numbers each, so {nc} must be "
+            "even; change it, or use symbols: real."
+        )
+    widths: dict[str, tuple[int, str]] = {}
+    for name, group in scenario.receivers.items():
+        for task in group.tasks:
+            channel_name = str(group.channel_of(task))
+            sensing = scenario.channels[channel_name].is_sensing
+            if scenario.tasks[task].is_sensing != sensing:
+                need, have = ("a sensing", "a communication") if not sensing else ("a communication", "a sensing")
+                raise ScenarioError(
+                    f"In the scenario, 'receivers.{name}': the task '{task}' needs {need} channel, but "
+                    f"'{channel_name}' is {have} channel; name a channel for each task in 'channel'."
+                )
+            if group.decoder == "group":
+                width = scenario.channels[channel_name].width(nc, symbols)
+                first = widths.setdefault(task, (width, name))
+                if first[0] != width:
+                    raise ScenarioError(
+                        f"In the scenario, 'receivers.{name}.decoder': decoders of the task '{task}' cannot be "
+                        f"averaged with those of group '{first[1]}', their channels deliver {width} and {first[0]} "
+                        "numbers; use decoder: local."
+                    )
+
+
+def _device(wanted: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ScenarioError("compute.device: no CUDA device is available here; use --device cpu.")
+    return torch.device("cuda" if wanted in ("cuda", "auto") and available else "cpu")
+
+
+def describe(plan: Plan, branch: Branch) -> dict[str, Any]:
+    """The table's columns that a branch decides."""
+    channel, snr = plan.channel(branch), plan.train_snr(branch)
+    return {
+        "task": branch.task,
+        "encoder": plan.scenario.link.encoder.kind,
+        "channel": channel.kind,
+        "fading": channel.fading_name,
+        "csi": channel.csi_name,
+        "symbols": plan.scenario.link.symbols,
+        "channel_uses": plan.channel_uses,
+        "train_snr_db": f"{snr.uniform[0]:g}..{snr.uniform[1]:g}" if isinstance(snr, Uniform) else f"{snr:g}",
+    }

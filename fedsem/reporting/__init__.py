@@ -1,0 +1,1 @@
+"""The table, and what is drawn from it: figures and the report."""

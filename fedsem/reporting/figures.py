@@ -1,0 +1,159 @@
+"""All figures by name: what each shows, when there is one, and how to draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fedsem.errors import FedsemError, closest
+from fedsem.reporting import constellation, over_psr, over_snr, pictures, training_curves
+from fedsem.reporting.style import Drawing
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """One of the figures.
+
+    Attributes:
+        title: heading in the report.
+        hint: how to read it, one sentence.
+        lacks: (table, samples) -> why it cannot be drawn; empty where it can.
+        draw: (table, samples) -> figure.
+    """
+
+    title: str
+    hint: str
+    lacks: Callable[[pd.DataFrame, pd.DataFrame], str]
+    draw: Callable[[pd.DataFrame, pd.DataFrame], Drawing]
+
+
+def accuracy_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Accuracy of classification over SNR."""
+    return over_snr.draw(table, "classification", ["accuracy"])
+
+
+def accuracy_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Accuracy of classification over PSR, what attacks take beyond equal noise, and how often goals are reached."""
+    return over_psr.draw(table, "classification", ["accuracy", "accuracy_vs_noise", "reached"])
+
+
+def reconstruction_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """MSE and PSNR of reconstruction over SNR, beside linear coding and the mean image."""
+    return over_snr.draw(table, "reconstruction", ["mse", "psnr_db"])
+
+
+def reconstruction_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """MSE and PSNR of reconstruction over PSR, and the PSNR lost beyond equal noise."""
+    return over_psr.draw(table, "reconstruction", ["mse", "psnr_db", "psnr_db_vs_noise", "reached"])
+
+
+def sensing_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Accuracy and detection of sensing over sensing SNR, beside two detectors' theory."""
+    return over_snr.draw(table, "sensing", ["accuracy", "detection_at_pfa_0.1", "range_accuracy"])
+
+
+def sensing_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Accuracy, detection, misses and ghosts of sensing over PSR."""
+    return over_psr.draw(table, "sensing", ["accuracy", "detection_at_pfa_0.1", "misses", "ghosts", "reached"])
+
+
+def training(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Losses over rounds, and updates that were lost."""
+    return training_curves.draw(table)
+
+
+def sample_pictures(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Original, perturbed and reconstructed pictures."""
+    return pictures.draw(samples)
+
+
+def symbols(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Symbols sent and received."""
+    return constellation.draw(samples)
+
+
+FIGURES: dict[str, FigureKind] = {
+    "accuracy_vs_snr": FigureKind(
+        "Accuracy over SNR",
+        "How often the receivers name the right class on a good or bad channel: higher is better, and curves that stay "
+        "high to the left need little power.",
+        lambda table, samples: over_snr.lacks(table, "classification"),
+        accuracy_vs_snr,
+    ),
+    "accuracy_vs_psr": FigureKind(
+        "Accuracy under attack",
+        "The gap between an attack and the dashed noise beside it is what the adversary gains from knowing the model; "
+        "where they meet, only the power of the perturbation matters.",
+        lambda table, samples: over_psr.lacks(table, "classification"),
+        accuracy_vs_psr,
+    ),
+    "reconstruction_vs_snr": FigureKind(
+        "Reconstruction over SNR",
+        "Lower MSE and higher PSNR are better; a decoder that has learned something lies clear of the mean image, and "
+        "one that beats linear coding of equal length lies above PCA in PSNR.",
+        lambda table, samples: over_snr.lacks(table, "reconstruction"),
+        reconstruction_vs_snr,
+    ),
+    "reconstruction_vs_psr": FigureKind(
+        "Reconstruction under attack",
+        "Damage counts as adversarial where PSNR falls below that of noise of equal power: below zero in the panel "
+        "beyond equal noise.",
+        lambda table, samples: over_psr.lacks(table, "reconstruction"),
+        reconstruction_vs_psr,
+    ),
+    "sensing_vs_snr": FigureKind(
+        "Sensing over sensing SNR",
+        "A detector that knows nothing of the waveform reaches the energy detector's theory, one that knows all of it "
+        "the matched filter's, and none does better.",
+        lambda table, samples: over_snr.lacks(table, "sensing"),
+        sensing_vs_snr,
+    ),
+    "sensing_vs_psr": FigureKind(
+        "Sensing under attack",
+        "Misses are targets that the attack hides, ghosts are targets that it makes up; detection is at the threshold "
+        "that gives 10 % false alarms without attack.",
+        lambda table, samples: over_psr.lacks(table, "sensing"),
+        sensing_vs_psr,
+    ),
+    "training": FigureKind(
+        "Training",
+        "Losses should have flattened by the last round; otherwise the run was too short for its figures to be final.",
+        lambda table, samples: training_curves.lacks(table),
+        training,
+    ),
+    "samples": FigureKind(
+        "Examples",
+        "Compare what changed for the eye with what changed for the decoders: a strong attack of small power does much "
+        "to the latter and little to the former.",
+        lambda table, samples: pictures.lacks(samples),
+        sample_pictures,
+    ),
+    "constellation": FigureKind(
+        "Symbols on air",
+        "The wider the received cloud is around what was sent, the more the channel (or the adversary) has added.",
+        lambda table, samples: constellation.lacks(samples),
+        symbols,
+    ),
+}
+"""Name -> figure, in the order of the report."""
+
+
+def available(table: pd.DataFrame, samples: pd.DataFrame) -> list[str]:
+    """Names of the figures that there are rows for."""
+    return [name for name, kind in FIGURES.items() if not kind.lacks(table, samples)]
+
+
+def draw(name: str, table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """The figure of that name, from the table and the saved examples alone.
+
+    Raises:
+        FedsemError: there is no such figure, or this run has no rows for it.
+    """
+    if name not in FIGURES:
+        raise FedsemError(f"There is no figure '{name}'.{closest(name, FIGURES)}")
+    if why := FIGURES[name].lacks(table, samples):
+        has = ", ".join(available(table, samples)) or "none"
+        raise FedsemError(f"This run has no figure '{name}': {why}. It has: {has}.")
+    return FIGURES[name].draw(table, samples)

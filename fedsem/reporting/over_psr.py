@@ -1,0 +1,129 @@
+"""Figures over PSR: how tasks fare under attacks of growing power ([S3] figure 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from fedsem.reporting import words
+from fedsem.reporting.attackers import Attackers
+from fedsem.reporting.captions import evidence
+from fedsem.reporting.over_snr import REFERENCE_LINES
+from fedsem.reporting.panels import Level, Panel, compose
+from fedsem.reporting.rows import (
+    common,
+    evaluated,
+    groups,
+    is_clean,
+    other_snr,
+    own_snr,
+    pooled,
+    spread,
+    tasks_of,
+    with_words,
+)
+from fedsem.reporting.strokes import Links
+from fedsem.reporting.style import CLEAN, FAINT, GREY, Drawing, Stroke
+from fedsem.reporting.words import Kind, quantity
+
+MOST_GROUPS = 12
+"""Rows of panels in a figure, before SNRs are left out."""
+MOST_SNR = 4
+
+
+def lacks(table: pd.DataFrame, kind: Kind) -> str:
+    """Why there is no figure over PSR for tasks of that kind; empty where there is one."""
+    if not tasks_of(table, kind):
+        return f"no {kind} task was evaluated"
+    rows = evaluated(table, kind)
+    if not (~is_clean(rows) & rows["psr_db"].notna()).any():
+        return f"no {kind} task was evaluated under attack; add a grid with 'attacks' and 'psr_db' to the scenario"
+    return ""
+
+
+def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
+    """Panels of all attacks over nominal PSR: for each task, link and SNR one for each metric.
+
+    Args:
+        table: the run's table.
+        kind: tasks to show.
+        metrics: metrics to show, where the table has them.
+    """
+    x, other = own_snr(kind), other_snr(kind)
+    rows = with_words(evaluated(table, kind))
+    rows = rows[rows["metric"].isin(metrics)]
+    attacked = rows[~is_clean(rows) & rows["psr_db"].notna()]
+    clean, references = rows[is_clean(rows)], pooled(table, "reference")
+    shown = [metric for metric in metrics if (attacked["metric"] == metric).any()]
+    attackers, links = Attackers(table), Links(attacked)
+    families = list(groups(attacked, ["task", *links.columns]))
+    most = max(1, min(MOST_SNR, MOST_GROUPS // len(families)))
+    panels: list[Panel] = []
+    chosen, measured = set(), set()
+    several_snr = attacked[x].nunique() > 1 or attacked[other].nunique() > 1
+    for (task, *_), family in families:
+        points = sorted(
+            {(own, beside) for own, beside in zip(family[x].fillna(0), family[other].fillna(0), strict=True)}
+        )
+        measured.update(points)
+        for own, beside in spread(points, most):
+            chosen.add((own, beside))
+            here = family[(family[x].fillna(0) == own) & (family[other].fillna(0) == beside)]
+            calm = clean[(clean["task"] == task) & (clean[x].fillna(0) == own)]
+            for column in links.columns:
+                calm = calm[calm[column] == here[column].iloc[0]]
+            level = references[references["task"].fillna(task).eq(task) & references[x].fillna(own).eq(own)]
+            title = [words.plain(str(task)), links.label(here)]
+            if several_snr and here[x].notna().any():
+                title.append(f"{'sensing ' if kind == 'sensing' else ''}SNR {words.decibel(own)}")
+            if family.loc[family[x].fillna(0) == own, other].nunique() > 1:
+                title.append(f"{'' if kind == 'sensing' else 'sensing '}SNR {words.decibel(beside)}")
+            heading = " · ".join(part for part in title if part)
+            panels += [_panel(heading, here, calm, level, attackers, kind, metric) for metric in shown]
+    caption = [attackers.common]
+    if not several_snr and attacked[x].notna().any():
+        snr = f"{'Sensing ' if kind == 'sensing' else ''}SNR {words.decibel(float(attacked[x].dropna().iloc[0]))}"
+        caption.append(f"{', '.join([snr, *common(attacked)])}.")
+    elif common(attacked):
+        caption.append(f"{', '.join(common(attacked))}.")
+    if len(chosen) < len(measured):
+        caption.append(f"{len(chosen)} of {len(measured)} SNRs are shown; the table has all.")
+    caption.append("PSR is nominal; the table also has what was achieved after clipping.")
+    caption.append(evidence(table, attacked[attacked["metric"].isin(shown)]))
+    return compose(panels, " ".join(part for part in caption if part), group=len(shown))
+
+
+def _panel(
+    title: str,
+    attacked: pd.DataFrame,
+    clean: pd.DataFrame,
+    references: pd.DataFrame,
+    attackers: Attackers,
+    kind: Kind,
+    metric: str,
+) -> Panel:
+    """All attacks over PSR, with the clean value and what chance or a guess would give as horizontal lines."""
+    shown = quantity(metric, kind)
+    curves = attackers.curves(attacked[attacked["metric"] == metric], "psr_db", shown.scale)
+    levels = [
+        Level(
+            "Without attack",
+            shown.scale * float(row["value"]),
+            Stroke(CLEAN, "-", "", 1.1),
+            shown.scale * float(row["ci_low"]) if pd.notna(row["ci_low"]) else float("nan"),
+            shown.scale * float(row["ci_high"]) if pd.notna(row["ci_high"]) else float("nan"),
+        )
+        for _, row in clean[clean["metric"] == metric].head(1).iterrows()
+    ]
+    for _, row in references[references["metric"] == metric].drop_duplicates("decoder").iterrows():
+        decoder = str(row["decoder"])
+        if decoder in ("chance", "mean_image"):
+            stroke = Stroke(FAINT if decoder == "chance" else GREY, REFERENCE_LINES[decoder], "", 1.1)
+            levels.append(Level(words.REFERENCES[decoder], shown.scale * float(row["value"]), stroke))
+    if kind == "sensing" and metric == "accuracy":
+        levels.append(Level("Chance", 50.0, Stroke(FAINT, REFERENCE_LINES["chance"], "", 1.1)))
+    if metric.endswith(("_vs_noise", "_change")):
+        levels.append(Level(None, 0.0, Stroke(FAINT, "-", "", 0.9)))
+    bounds = (0.0, 100.0) if shown.share else None
+    return Panel(title, "PSR (dB)", shown.label, curves, levels, bounds)

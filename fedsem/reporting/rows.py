@@ -1,0 +1,189 @@
+"""Picking rows of the table: which tasks there are, which curves, and what tells the curves apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import pandas as pd
+
+from fedsem.reporting import words
+from fedsem.reporting.words import Kind
+
+AIR = "air"
+FACETS = (
+    AIR,
+    "channel_uses",
+    "symbols",
+    "encoder",
+    "defense",
+    "aggregator",
+    "train_snr_db",
+    "mask_ratio",
+    "adversary_fraction",
+    "f_assumed",
+    "receiver",
+    "decoder",
+)
+"""What can tell one trained link from another, the most telling first; after these, whatever else the scenario sweeps.
+`air` is channel, fading and CSI in words."""
+
+T = TypeVar("T")
+
+
+def task_kinds(table: pd.DataFrame) -> dict[str, Kind]:
+    """Tasks that were evaluated and their kinds, told by their metrics, in the order of the table."""
+    evaluated = table[(table["stage"] == "evaluate") & table["task"].notna()]
+    kinds: dict[str, Kind] = {}
+    for task, metrics in evaluated.groupby("task", sort=False)["metric"]:
+        seen = set(metrics)
+        if "psnr_db" in seen:
+            kinds[str(task)] = "reconstruction"
+        elif "misses" in seen:
+            kinds[str(task)] = "sensing"
+        elif "accuracy" in seen:
+            kinds[str(task)] = "classification"
+    return kinds
+
+
+def tasks_of(table: pd.DataFrame, kind: Kind) -> list[str]:
+    """Evaluated tasks of that kind."""
+    return [task for task, found in task_kinds(table).items() if found == kind]
+
+
+def own_snr(kind: Kind) -> str:
+    """The column with the SNR that a task of that kind hears."""
+    return "sensing_snr_db" if kind == "sensing" else "snr_db"
+
+
+def other_snr(kind: Kind) -> str:
+    """The column with the SNR of the other kinds; set where an attack aims at both."""
+    return "snr_db" if kind == "sensing" else "sensing_snr_db"
+
+
+def seeds(table: pd.DataFrame) -> list[int]:
+    """The seeds of the run."""
+    return sorted(int(seed) for seed in table["seed"].dropna().unique())
+
+
+def pooled(table: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """Rows of a stage that are pooled over seeds; those of the only seed, or without any, stand for themselves."""
+    rows = table[(table["stage"] == stage) & table["value"].notna()]
+    together = rows[rows["seed"].isna()]
+    return rows if together.empty and rows["seed"].nunique() <= 1 else together
+
+
+def evaluated(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Pooled rows of the evaluation of all tasks of that kind."""
+    rows = pooled(table, "evaluate")
+    return rows[rows["task"].isin(tasks_of(table, kind))]
+
+
+def attacks(table: pd.DataFrame) -> list[str]:
+    """Attacks of the run, without `none` and `noise`, in the order of the table."""
+    names = table.loc[table["attack"].notna(), "attack"].unique()
+    return [str(name) for name in names if name not in ("none", "noise")]
+
+
+def is_clean(rows: pd.DataFrame) -> pd.Series:
+    """Rows without attack."""
+    return rows["attack"].fillna("none") == "none"
+
+
+def beside(params: object) -> str | None:
+    """The attack that a row of noise stands beside; None for noise at its nominal PSR."""
+    if not isinstance(params, str):
+        return None
+    try:
+        parsed = json.loads(params)
+    except ValueError:
+        return None
+    name = parsed.get("beside") if isinstance(parsed, dict) else None
+    return None if name is None else str(name)
+
+
+def with_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with one text column ``@facet`` for each of `FACETS` and for each swept key, empty where the table says
+    nothing."""
+    columns = ["channel", "fading", "csi", *(facet for facet in FACETS if facet != AIR), "cell"]
+    distinct = rows[columns].drop_duplicates()
+    named = []
+    for values in distinct.itertuples(index=False):
+        row = dict(zip(columns, values, strict=True))
+        swept = {} if pd.isna(row["cell"]) else words.settings(str(row["cell"]))
+        named.append(
+            {f"@{facet}": _word(facet, row) for facet in FACETS} | {f"@{key}": word for key, word in swept.items()}
+        )
+    known = pd.DataFrame(named, index=distinct.index).fillna("")
+    known = known.reindex(columns=list(dict.fromkeys([*(f"@{facet}" for facet in FACETS), *known.columns])))
+    # Rows find their words by the number of their combination of values: NA does not merge with NA everywhere.
+    number = rows.groupby(columns, dropna=False, sort=False).ngroup()
+    known.index = pd.Index(number.loc[distinct.index])
+    return rows.assign(**{column: number.map(known[column]) for column in known.columns})
+
+
+def _word(facet: str, row: dict[str, object]) -> str:
+    def text(column: str) -> str | None:
+        value = row[column]
+        return None if pd.isna(value) else str(value)  # type: ignore[call-overload]
+
+    if facet == AIR:
+        return words.air(text("channel"), text("fading"), text("csi"))
+    value = text(facet)
+    if not value:
+        return ""
+    if facet in ("receiver", "encoder", "aggregator"):
+        return value if facet == "receiver" else f"{value} {facet if facet == 'encoder' else 'aggregation'}"
+    templates = {
+        "channel_uses": "nc = {}",
+        "symbols": "{} symbols",
+        "defense": "no defense" if value == "none" else "{} defense",
+        "train_snr_db": "trained at {} dB",
+        "mask_ratio": "mask ratio {}",
+        "adversary_fraction": "{} adversaries",
+        "f_assumed": "f = {} assumed",
+        "decoder": "{} decoder",
+    }
+    if facet == "adversary_fraction":
+        value = f"{100 * float(value):g} %"
+    return templates[facet].format(value)
+
+
+def facets_of(rows: pd.DataFrame) -> list[str]:
+    """`FACETS` and the swept keys (rows of `with_words`)."""
+    return [column.removeprefix("@") for column in rows.columns if column.startswith("@")]
+
+
+def telling(rows: pd.DataFrame, without: Sequence[str] = ()) -> list[str]:
+    """The fewest facets that tell the rows' links apart, the most telling kept (rows of `with_words`)."""
+    facets = [facet for facet in facets_of(rows) if facet not in without]
+    identities = rows[[f"@{facet}" for facet in facets]].drop_duplicates()
+    kept = [facet for facet in facets if identities[f"@{facet}"].nunique() > 1]
+    for facet in reversed(kept.copy()):
+        rest = [f"@{other}" for other in kept if other != facet]
+        whole = identities[[f"@{other}" for other in kept]].drop_duplicates()
+        if rest and len(whole[rest].drop_duplicates()) == len(whole):
+            kept.remove(facet)
+    return kept
+
+
+def common(rows: pd.DataFrame, facets: Sequence[str] = (AIR, "channel_uses")) -> list[str]:
+    """Words of those facets that are the same for all rows."""
+    return [word for facet in facets if rows[f"@{facet}"].nunique() == 1 and (word := str(rows[f"@{facet}"].iloc[0]))]
+
+
+def groups(rows: pd.DataFrame, columns: Sequence[str]) -> Iterable[tuple[tuple, pd.DataFrame]]:
+    """Groups of equal values in `columns`, in the order of the table; the whole where there are no columns."""
+    if not columns:
+        return [((), rows)]
+    return rows.groupby(list(columns), sort=False, dropna=False)
+
+
+def spread(values: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the values, evenly spread and with both ends; the last where only one is wanted."""
+    if len(values) <= most:
+        return list(values)
+    if most == 1:
+        return [values[-1]]
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

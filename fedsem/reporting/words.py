@@ -1,0 +1,162 @@
+"""Names of things as the field writes them, for legends, axes and the report. Text only: nothing here draws."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+Kind = Literal["classification", "reconstruction", "sensing"]
+
+CHANNELS = {"awgn": "AWGN", "rayleigh": "Rayleigh", "rician": "Rician", "sensing": "sensing channel"}
+CSI = {"none": "no CSI", "phase": "phase CSI", "zf": "ZF", "mmse": "MMSE"}
+NORMS = {"l2": "L2", "linf": "L∞"}
+SITES = {"input": "at the input", "air": "over the air", "input+air": "at the input and over the air"}
+SHORT_SITES = {"input": "input", "air": "air", "input+air": "input + air"}
+ACRONYMS = {"fgsm", "pgd", "pgdl2", "eotpgd", "cw", "bim", "apgd", "fab", "uap", "mifgsm", "difgsm", "tifgsm"}
+REFERENCES = {
+    "energy_detector": "Energy detector (theory)",
+    "matched_filter": "Matched filter (theory)",
+    "pca": "Linear PCA coding, same channel",
+    "mean_image": "Mean image",
+    "chance": "Chance",
+}
+
+
+class Quantity(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        label: for an axis, with its unit.
+        short: for a table.
+        scale: shown value = table value * scale.
+        digits: decimals in tables.
+        unit: unit behind a shown value, "" without.
+        share: whether it is a share of examples, between 0 and 1 in the table.
+    """
+
+    label: str
+    short: str
+    scale: float
+    digits: int
+    unit: str
+    share: bool
+
+
+def quantity(metric: str, kind: Kind | None = None) -> Quantity:
+    """How `metric` of a task of that kind is shown; an unknown metric under its own name."""
+    for ending, words in (("_vs_noise", "{} beyond noise"), ("_change", "Change of {}")):
+        if metric.endswith(ending):
+            base = quantity(metric.removesuffix(ending), kind)
+            unit = "points" if base.share else base.unit
+            name = words.format(base.short if ending == "_vs_noise" else base.short[:1].lower() + base.short[1:])
+            return Quantity(f"{name} ({unit})" if unit else name, name, base.scale, base.digits, unit, False)
+    if metric == "reached" and kind == "reconstruction":
+        return Quantity("MSE to the target picture", "MSE to target", 1, 4, "", False)
+    known = {
+        "accuracy": "Accuracy",
+        "misses": "Missed targets",
+        "ghosts": "Ghost targets",
+        "range_accuracy": "Range accuracy",
+        "reached": "Goal reached",
+    }
+    if metric in known:
+        return Quantity(f"{known[metric]} (%)", known[metric], 100, 1, "%", True)
+    if alarms := re.fullmatch(r"detection_at_pfa_(\d*\.?\d+)", metric):
+        name = f"Detection at PFA = {alarms[1]}"
+        return Quantity(f"{name} (%)", name, 100, 1, "%", True)
+    if metric == "mse":
+        return Quantity("MSE (pixels in [0, 1])", "MSE", 1, 4, "", False)
+    if metric == "psnr_db":
+        return Quantity("PSNR (dB)", "PSNR", 1, 2, "dB", False)
+    return Quantity(plain(metric), plain(metric), 1, 3, "", False)
+
+
+def plain(name: str) -> str:
+    """A name from a scenario or a table, its underscores as spaces."""
+    return name.replace("_", " ")
+
+
+def attack_name(name: str) -> str:
+    """An attack as the scenario names it; acronyms in capitals."""
+    return name.upper() if name.lower() in ACRONYMS else name
+
+
+def decibel(value: float) -> str:
+    """``-10 dB`` with a true minus sign, never broken over two lines."""
+    return f"{number(value)}\u00a0dB"
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """A number with a true minus sign, to `digits` decimals or as short as it goes."""
+    text = f"{value:g}" if digits is None else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "−")
+
+
+def count(value: float) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{round(value):,}".replace(",", "\u202f")
+
+
+def data_volume(value: float) -> str:
+    """Bytes in decimal units: ``4.85 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 5 s`` or ``2 h 10 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def listed(items: Sequence[str], last: str = "and") -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def air(channel: str | None, fading: str | None, csi: str | None) -> str:
+    """A channel in words: ``Rayleigh (block fading, ZF)``, ``AWGN``, ``sensing channel (Rayleigh fading)``."""
+    if channel is None:
+        return ""
+    if channel == "sensing":
+        return f"sensing channel ({'no fading' if fading in (None, 'none') else f'{fading.capitalize()} hops'})"
+    details = []
+    if fading not in (None, "none"):
+        details.append(f"{fading} fading")
+        if csi is not None:
+            details.append(CSI.get(csi, csi))
+    name = CHANNELS.get(channel, channel)
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def settings(cell: str) -> dict[str, str]:
+    """Swept keys of the table's column `cell`, and what they were set to in words."""
+    pairs = [setting.partition("=") for setting in cell.split("; ") if setting]
+    return {key.strip(): _setting(key.strip(), value.strip()) for key, _, value in pairs}
+
+
+def cell(text: str) -> str:
+    """The table's column `cell` in short: ``nc = 20, down: Rayleigh, alpha = 0.1``."""
+    return ", ".join(settings(text).values())
+
+
+def _setting(key: str, value: str) -> str:
+    parts = key.split(".")
+    if parts[-1] == "channel_uses":
+        return f"nc = {value}"
+    if parts[0] == "channels" and (len(parts) == 2 or parts[2:] == ["kind"]):
+        return f"{parts[1]}: {CHANNELS.get(value, value)}"
+    return f"{parts[-1]} = {value}"

@@ -1,0 +1,149 @@
+"""The folder of one run: where its results lie, what is finished, and what it ran on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedsem.errors import OutputError
+from fedsem.scenario import Scenario, write_scenario
+
+PACKAGES = ("fedsem", "flwr", "ray", "torch", "torchvision", "torchattacks", "transformers", "numpy", "pandas")
+
+
+class Store:
+    """A run's folder.
+
+    Attributes:
+        folder: `<out>/<scenario>/<run id>`.
+        manifest: what stands in `manifest.json`.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, scenario: Scenario, out: Path, device: str) -> Store:
+        """Make a new folder; run ids never collide, because the folder must not exist.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = out / scenario.name / f"{stamp}-{secrets.token_hex(3)}"
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+            store = cls(folder, _manifest(scenario, device))
+            write_scenario(scenario, folder / "scenario.yaml")
+            store.write_manifest()
+        except OSError as error:
+            raise OutputError(
+                f"Results cannot be written to '{out}' ({error.strerror or error}); choose another folder with --out."
+            ) from error
+        return store
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """The folder of a run that was started before.
+
+        Raises:
+            OutputError: it is none.
+        """
+        manifest = folder / "manifest.json"
+        if not manifest.is_file() or not (folder / "scenario.yaml").is_file():
+            raise OutputError(f"'{folder}' is not the folder of a run: it has no manifest.json and scenario.yaml.")
+        return cls(folder, json.loads(manifest.read_text(encoding="utf-8")))
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    def write_manifest(self, **changes: Any) -> None:
+        """Change entries of the manifest and write it."""
+        self.manifest |= changes
+        partial = self.folder / ".manifest.partial"
+        partial.write_text(json.dumps(self.manifest, indent=2), encoding="utf-8")
+        os.replace(partial, self.folder / "manifest.json")
+
+    def stage(self, kind: str, key: str, label: str) -> Path:
+        """The folder of a stage; its name ends with the hash of what decides its result."""
+        digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+        return self.folder / kind / f"{label}-{digest}"
+
+    @contextmanager
+    def timed(self, stage: str, cell: str, seed: int | None) -> Iterator[None]:
+        """Add the wall time of the block to the manifest."""
+        start = time.perf_counter()
+        yield
+        entry = {"stage": stage, "cell": cell, "seed": seed, "seconds": round(time.perf_counter() - start, 3)}
+        self.write_manifest(stages=[*self.manifest["stages"], entry])
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _manifest(scenario: Scenario, device: str) -> dict[str, Any]:
+    return {
+        "scenario": scenario.name,
+        "fedsem": version("fedsem"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "seeds": list(scenario.seeds),
+        "engine": scenario.compute.engine if scenario.federation.kind == "flower" else "none",
+        "device": device,
+        "hardware": _hardware(),
+        "git": _git(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": now(),
+        "finished": None,
+        "status": "running",
+        "stages": [],
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = models[0] if models else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _git() -> str | None:
+    """Revision of fedsem's own checkout, with a + where it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+" if changed else "")

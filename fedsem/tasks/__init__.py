@@ -1,0 +1,1 @@
+"""What receivers want: for each task a decoder, a loss, and metrics."""

@@ -1,0 +1,51 @@
+"""Classification of the transmitted image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsem.channels.channel import Realisation
+from fedsem.models.mlp import mlp
+from fedsem.registry import register
+from fedsem.tasks.task import DecoderFormat, Share, Task
+
+
+@register("task", "classification")
+class Classification(Task):
+    """Semantic validation of [S3] section II: dense nc, nc (ReLU), then one output per class; cross-entropy."""
+
+    @property
+    def headline(self) -> str:
+        return "accuracy"
+
+    def build(self, decoder: DecoderFormat) -> nn.Module:
+        return mlp(decoder.width, (decoder.channel_uses, decoder.channel_uses), decoder.classes)
+
+    def truth(self, images: Tensor, labels: Tensor, realisation: Realisation) -> Tensor:
+        return labels
+
+    def goals(self, decoder: DecoderFormat, test_images: int) -> int:
+        return decoder.classes
+
+    def aim(self, goal: int, images: Tensor, labels: Tensor) -> Tensor:
+        return torch.full_like(labels, goal)
+
+    def loss(self, output: Tensor, truth: Tensor) -> Tensor:
+        return cross_entropy(output, truth)
+
+    def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
+        right = (output.argmax(-1) == truth).float()
+        return {"accuracy": Share(right, torch.ones_like(right))}
+
+    def reached(self, output: Tensor, truth: Tensor, aim: Tensor) -> Share:
+        """Share of examples of other classes that are taken for the target class."""
+        other = (truth != aim).float().expand(output.shape[:-1])
+        return Share((output.argmax(-1) == aim).float() * other, other)
+
+
+def cross_entropy(output: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of logits (..., B, C) against classes broadcastable to (..., B), unreduced."""
+    truth = truth.expand(output.shape[:-1])
+    return F.cross_entropy(output.flatten(0, -2), truth.flatten(), reduction="none").view(truth.shape)

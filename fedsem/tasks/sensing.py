@@ -1,0 +1,87 @@
+"""Detection of a target from its reflection, and of its range bin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedsem.channels.channel import Realisation
+from fedsem.models.mlp import mlp
+from fedsem.registry import register
+from fedsem.tasks.classification import cross_entropy
+from fedsem.tasks.task import DecoderFormat, Share, Task
+
+FALSE_ALARM_RATE = 0.1
+"""P_FA at which the probability of detection is reported (design section 4)."""
+
+
+@register("task", "sensing")
+class Sensing(Task):
+    """[S3] section IV: dense nc, nc/2 (ReLU), then two outputs (absent, present); cross-entropy.
+
+    Attributes:
+        range: the decoder also tells the range bin: outputs (absent, bin 0, ..., bin D - 1).
+    """
+
+    range: bool = False
+
+    @property
+    def is_sensing(self) -> bool:
+        return True
+
+    @property
+    def headline(self) -> str:
+        return "accuracy"
+
+    def build(self, decoder: DecoderFormat) -> nn.Module:
+        outputs = 1 + (decoder.range_bins if self.range else 1)
+        return mlp(decoder.width, (decoder.channel_uses, max(decoder.channel_uses // 2, 1)), outputs)
+
+    def truth(self, images: Tensor, labels: Tensor, realisation: Realisation) -> Tensor:
+        assert realisation.target is not None
+        return realisation.target if self.range else realisation.target.clamp_max(1)
+
+    def goals(self, decoder: DecoderFormat, test_images: int) -> int:
+        return 1 + (decoder.range_bins if self.range else 1)
+
+    def aim(self, goal: int, images: Tensor, labels: Tensor) -> Tensor:
+        return torch.full_like(labels, goal)
+
+    def loss(self, output: Tensor, truth: Tensor) -> Tensor:
+        return cross_entropy(output, truth)
+
+    def calibrate(self, output: Tensor, truth: Tensor) -> float | None:
+        """The score that clean noise-only receptions exceed with probability `FALSE_ALARM_RATE`."""
+        absent = _score(output)[truth == 0]
+        if absent.numel() == 0:
+            return None
+        rank = min(int((1 - FALSE_ALARM_RATE) * absent.numel()), absent.numel() - 1)
+        return float(absent.flatten().sort().values[rank])
+
+    def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
+        """`accuracy` of presence; `misses` and `ghosts` (shares of present and absent targets told wrongly);
+        `detection_at_pfa_0.1` with the clean threshold; with `range` also `range_accuracy` given a target."""
+        score, present = _score(output), (truth > 0).float()
+        absent, says = 1 - present, (score > 0).float()
+        right = says * present + (1 - says) * absent
+        shares = {
+            "accuracy": Share(right, torch.ones_like(right)),
+            "misses": Share((1 - says) * present, present),
+            "ghosts": Share(says * absent, absent),
+        }
+        if threshold is not None:
+            shares["detection_at_pfa_0.1"] = Share((score > threshold).float() * present, present)
+        if self.range:
+            told = (output[..., 1:].argmax(-1) + 1 == truth).float()
+            shares["range_accuracy"] = Share(told * present, present)
+        return shares
+
+    def reached(self, output: Tensor, truth: Tensor, aim: Tensor) -> Share:
+        """Share of receptions of other states that are taken for the target state."""
+        other = (truth != aim).float()
+        return Share((output.argmax(-1) == aim).float() * other, other)
+
+
+def _score(output: Tensor) -> Tensor:
+    """Log-odds that a target is present."""
+    return output[..., 1:].logsumexp(-1) - output[..., 0]
