@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import io
+from contextlib import redirect_stdout
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from fedsem.errors import ScenarioError, closest
 from fedsem.hooks.budget import project, radius
-from fedsem.hooks.evasion import Evasion, Perturbation, Problem, Site, SiteState
+from fedsem.hooks.evasion import Evasion, Perturbation, Problem, Site
 from fedsem.registry import register
 from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
@@ -20,11 +22,8 @@ from fedsem.tasks.classification import Classification
 if TYPE_CHECKING:
     from fedsem.plan import Plan
 
-RADIUS = 0.25
-"""Radius of the ball in the library's coordinates, which stay within [0.25, 0.75], far from its clamp to [0, 1]."""
-
-WHOLE_BATCH = ("FGSM", "BIM", "RFGSM", "PGD", "EOTPGD", "FFGSM", "MIFGSM", "NIFGSM", "UPGD", "PGDL2")
-"""Attacks that never pass a part of a batch to the model; all others get one example at a time."""
+OURS = ("self", "model", "eps", "norm", "seed", "n_classes", "verbose")
+"""Arguments of the library that are not options: they follow from the scenario."""
 
 L2_ONLY = ("PGDL2", "PGDRSL2")
 
@@ -34,9 +33,9 @@ class Torchattacks(Evasion):
     """An attack of torchattacks (Kim, Torchattacks: A PyTorch Repository for Adversarial Attacks, 2020) on one
     classification task at the encoder input.
 
-    The library clamps images to [0, 1] and takes one radius for all of them. It therefore sees v = 1/2 + (u - u0) r / R
-    with r = 1/4 and R the radius of the example: its clamp never acts (this is asserted), every example has its own
-    budget, and the image range is kept by the model. It attacks the mean class probability over fixed channel draws.
+    The library takes one radius for all images and clamps what it makes to [0, 1], the range of our images. Every
+    example has its own radius, so it is attacked alone, as the library would. What the library sees are the log mean
+    class probabilities over fixed channel draws.
 
     Attributes:
         name: class name in torchattacks, such as `PGD`, `MIFGSM`, `APGD`, `Square`; it must take a radius `eps`.
@@ -53,11 +52,13 @@ class Torchattacks(Evasion):
         if self.name not in known:
             hint = closest(self.name, known)
             raise ScenarioError(f"In the scenario, '{path}.name': unknown attack '{self.name}' of torchattacks.{hint}")
-        accepted = [key for key in known[self.name].parameters if key not in ("model", "eps", "norm", "seed")]
-        for key in self.options:
+        accepted = {key: value.default for key, value in known[self.name].parameters.items() if key not in OURS}
+        for key, value in self.options.items():
             if key not in accepted:
                 hint = closest(key, accepted)
                 raise ScenarioError(f"In the scenario, '{path}.options': {self.name} takes no option '{key}'.{hint}")
+            if problem := _unlike(value, accepted[key]):
+                raise ScenarioError(f"In the scenario, '{path}.options.{key}': should be {problem}, not {value!r}.")
         if self.sites != ["input"]:
             raise ScenarioError(f"In the scenario, '{path}.sites': attacks of torchattacks act at the input only.")
         norm: Literal["l2", "linf"] = "l2" if self.name in L2_ONLY else "linf"
@@ -68,61 +69,60 @@ class Torchattacks(Evasion):
         tasks = [task for task, weight in self.goals(plan).items() if weight]
         if len(tasks) != 1 or not isinstance(plan.scenario.tasks[tasks[0]], Classification):
             raise ScenarioError(f"In the scenario, '{path}.objective': name exactly one classification task.")
+        # The library's FAB counts the true class and the target: it does nothing when it is told the target alone.
+        modes = () if self.name == "FAB" else self._build(nn.Linear(1, 1), 1.0, 0, 2).supported_mode
+        if self.targeted and "targeted" not in modes:
+            raise ScenarioError(f"In the scenario, '{path}.targeted': {self.name} cannot be targeted.")
 
     def perturb(self, problem: Problem, stream: Stream) -> Perturbation:
         site = problem.sites["input"]
-        steps = problem.batches() if self.name in WHOLE_BATCH else [slice(i, i + 1) for i in range(len(site.clean))]
+        limits = radius(site, problem.psr, self.norm).flatten().tolist()
         delta = torch.zeros_like(site.clean)
-        with stream.fork(site.clean.device):
-            for index in steps:
-                delta[index] = self._attack(problem, index, stream.child(index.start).key % 2**31)
+        with torch.no_grad():
+            classes = problem.logits({"input": delta[:1]}, 0, slice(0, 1)).shape[1]
+        # The library prints when it is told of a target.
+        with stream.fork(site.clean.device), redirect_stdout(io.StringIO()):
+            for i, limit in enumerate(limits):
+                one = slice(i, i + 1)
+                clean = site.clean[one].contiguous()
+                attack = self._build(_Model(problem, one, clean), limit, stream.child(i).key % 2**31, classes)
+                if self.targeted:
+                    attack.set_mode_targeted_by_function(lambda images, labels: labels)
+                found = attack(clean, problem.labels[one]).detach()
+                # Where the gradient is exactly zero some attacks divide by its length: no direction, no perturbation.
+                delta[one] = torch.where(found.isnan(), clean, found) - clean
         return {"input": project(delta, site, problem.psr, self.norm)}
 
-    def _attack(self, problem: Problem, index: slice, seed: int) -> Tensor:
+    def _build(self, model: nn.Module, limit: float, seed: int, classes: int) -> Any:
         import torchattacks
 
-        site = problem.sites["input"]
-        here = SiteState(site.clean[index], site.energy[index], site.bounded)
-        limit = radius(here, problem.psr, self.norm)
-        model = _Model(problem, index, here.clean, limit / RADIUS)
         parameters = budgeted()[self.name].parameters
-        arguments: dict[str, Any] = {"eps": RADIUS, **self.options}
+        arguments: dict[str, Any] = {"eps": limit, **self.options}
         if "alpha" in parameters:
             library = parameters["alpha"].default / parameters["eps"].default
-            arguments["alpha"] = RADIUS * float(self.options.get("alpha", library))
+            arguments["alpha"] = limit * float(self.options.get("alpha", library))
         if "norm" in parameters:
             arguments["norm"] = "L2" if self.norm == "l2" else "Linf"
         if "seed" in parameters:
             arguments["seed"] = seed
         if "n_classes" in parameters:
-            arguments.setdefault("n_classes", model.classes)
-        attack = getattr(torchattacks, self.name)(model, **arguments)
-        if self.targeted:
-            attack.set_mode_targeted_by_label(quiet=True)
-        v = attack(torch.full_like(here.clean, 0.5), problem.labels[index]).detach()
-        if not bool(((v > 0) & (v < 1)).all()):
-            raise AssertionError(f"torchattacks.{self.name} reached its clamp to [0, 1]; its result cannot be trusted")
-        return model.image(v) - here.clean
+            arguments["n_classes"] = classes
+        return getattr(torchattacks, self.name)(model, **arguments)
 
 
 class _Model(nn.Module):
-    """Class scores of the link as a function of the library's coordinates."""
+    """Class scores of the link for versions of one test image, (K, C, H, W) -> (K, classes)."""
 
-    def __init__(self, problem: Problem, index: slice, clean: Tensor, scale: Tensor) -> None:
+    def __init__(self, problem: Problem, index: slice, clean: Tensor) -> None:
         super().__init__()
-        self.problem, self.index, self.clean, self.scale = problem, index, clean, scale
+        self.problem, self.index, self.clean = problem, index, clean
         # The library asks the first parameter for its device.
         self.anchor = nn.Parameter(torch.zeros((), device=clean.device), requires_grad=False)
-        with torch.no_grad():
-            self.classes = self(torch.full_like(clean, 0.5)).shape[1]
 
-    def image(self, v: Tensor) -> Tensor:
-        return (self.clean + (v - 0.5) * self.scale).clamp(0, 1)
-
-    def forward(self, v: Tensor) -> Tensor:
-        if len(v) != len(self.clean):
-            raise AssertionError("torchattacks passed a part of the batch to the model: examples cannot be told apart")
-        return self.problem.logits({"input": self.image(v) - self.clean}, 0, self.index)
+    def forward(self, images: Tensor) -> Tensor:
+        # Some attacks need the gradient contiguous; the encoder's is channels-last.
+        images = images.flatten(1).view(images.shape)
+        return self.problem.logits({"input": images - self.clean}, 0, self.index)
 
 
 @cache
@@ -132,3 +132,16 @@ def budgeted() -> dict[str, inspect.Signature]:
 
     signatures = {name: inspect.signature(getattr(torchattacks, name).__init__) for name in torchattacks.__all__}
     return {name: signature for name, signature in signatures.items() if "eps" in signature.parameters}
+
+
+def _unlike(value: Any, default: Any) -> str | None:
+    """What an option should be, where its value is not of its default's kind."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return None if fits else "a positive whole number"
+    if isinstance(default, float):
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+        return None if fits else "a number, 0 or larger"
+    return None if isinstance(value, type(default)) else f"a {type(default).__name__}"

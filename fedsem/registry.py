@@ -22,7 +22,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from fedsem.errors import FedsemError, closest
+from fedsem.errors import FedsemError, closest, shown
 from fedsem.strict import Strict
 
 GROUPS = ("attack", "defense", "channel", "task", "dataset", "partition", "encoder", "aggregator")
@@ -35,6 +35,13 @@ class Options(Strict):
     kind: ClassVar[str]
     group: ClassVar[str]
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        json = super().__get_pydantic_json_schema__(schema, handler)
+        json["properties"] = {"kind": {"const": cls.kind}, **json.get("properties", {})}
+        json["required"] = ["kind", *(name for name in json.get("required", []) if name != "kind")]
+        return json
+
 
 _registry: dict[str, dict[str, type[Options]]] = {group: {} for group in GROUPS}
 P = TypeVar("P", bound=type[Options])
@@ -44,8 +51,10 @@ def register(group: str, name: str) -> Callable[[P], P]:
     """Class decorator: make `cls` known as `name` in `group`.
 
     Raises:
-        FedsemError: another class already has that name.
+        FedsemError: another class already has that name, or there is no such group.
     """
+    if group not in _registry:
+        raise FedsemError(f"A plug-in '{name}' wants to be in the unknown group '{group}'.{closest(group, GROUPS)}")
 
     def add(cls: P) -> P:
         known = _registry[group].get(name)
@@ -66,7 +75,7 @@ def load_plugins() -> None:
     """Import every module named by the entry-point group `fedsem.plugins`, once.
 
     Raises:
-        FedsemError: a plug-in package cannot be imported.
+        FedsemError: a plug-in package cannot be imported, or two plug-ins have one name.
     """
     found = entry_points(group="fedsem.plugins")
     if not any(point.name == "fedsem-attacks" for point in found):
@@ -76,8 +85,13 @@ def load_plugins() -> None:
             module = point.load()
             for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
                 importlib.import_module(f"{module.__name__}.{info.name}")
-        except ImportError as error:
-            raise FedsemError(f"The plug-in package '{point.value}' cannot be imported ({error}).") from error
+        except FedsemError:
+            raise
+        except Exception as error:  # A third party's code can fail in any way.
+            raise FedsemError(
+                f"The plug-in package '{point.value}' (entry point '{point.name}') cannot be imported "
+                f"({type(error).__name__}: {error}); repair or uninstall it."
+            ) from error
 
 
 def names(group: str) -> dict[str, type[Options]]:
@@ -116,27 +130,25 @@ class Plugin:
         )
 
     def _validate(self, value: Any) -> Options:
-        if isinstance(value, Options):
+        if isinstance(value, Options) and value.group == self.group:
             return value
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, dict):
-            raise PydanticCustomError(
-                "plugin", "should be a mapping with a 'kind', or the name of one {group}", {"group": self.group}
-            )
+            raise _error(f"should be a mapping with a 'kind', or the name of one {self.group}, not {shown(value)}")
         if "kind" not in value:
-            raise PydanticCustomError("plugin", "needs a 'kind'.{known}", {"known": closest("", names(self.group))})
+            raise _error(f"needs a 'kind'.{closest('', names(self.group))}")
         try:
             cls = find(self.group, str(value["kind"]))
         except KeyError as error:
-            raise PydanticCustomError("plugin", "{why}", {"why": error.args[0]}) from None
+            raise _error(error.args[0]) from None
         return cls.model_validate({key: option for key, option in value.items() if key != "kind"})
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        variants: list[dict[str, Any]] = []
-        for name, cls in names(self.group).items():
-            variant = cls.model_json_schema()
-            variant["properties"] = {"kind": {"const": name}, **variant.get("properties", {})}
-            variant["required"] = ["kind", *variant.get("required", [])]
-            variants.append(variant)
-        return {"anyOf": [{"enum": list(names(self.group))}, *variants]}
+        known = names(self.group)
+        short = [name for name, cls in known.items() if not any(f.is_required() for f in cls.model_fields.values())]
+        return {"anyOf": [{"enum": short}, *(handler(cls.__pydantic_core_schema__) for cls in known.values())]}
+
+
+def _error(message: str) -> PydanticCustomError:
+    return PydanticCustomError("plugin", "{message}", {"message": message})

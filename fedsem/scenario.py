@@ -51,7 +51,9 @@ class Compute(Strict):
 
     engine: Literal["ray", "local"] = "ray"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="of the encoder in training; everything else, and all evaluation, is float32"
+    )
     execution: Literal["sequential"] = "sequential"
     workers: PositiveInt | None = Field(
         None, description="Ray actors, one torch thread each; default: one per CPU core"
@@ -310,7 +312,12 @@ def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
             value = _yaml().load(io.StringIO(text))
         except YAMLError as error:
             raise ScenarioError(f"--set {path}: the value '{text}' is not valid YAML.") from error
-        tree = assign(tree, path.strip(), value)
+        head, _, rest = path.strip().partition(".")
+        if head == "sweep" and rest:
+            # The keys of `sweep` are dotted paths themselves.
+            tree = {**tree, "sweep": {**(tree.get("sweep") or {}), rest: value}}
+        else:
+            tree = assign(tree, path.strip(), value)
     return tree
 
 

@@ -106,7 +106,7 @@ def _manifest(scenario: Scenario, device: str) -> dict[str, Any]:
         "seeds": list(scenario.seeds),
         "engine": scenario.compute.engine if scenario.federation.kind == "flower" else "none",
         "device": device,
-        "hardware": _hardware(),
+        "hardware": hardware(),
         "git": _git(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": now(),
@@ -116,7 +116,8 @@ def _manifest(scenario: Scenario, device: str) -> dict[str, Any]:
     }
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPU of this machine."""
     import psutil
     import torch
 

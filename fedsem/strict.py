@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from fedsem.errors import closest
 
 
 class Strict(BaseModel):
-    """Frozen model without unknown keys and without NaN or infinite numbers."""
+    """Frozen model without unknown keys and without NaN or infinite numbers.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    Types are strict: YAML tells text, numbers and booleans apart, so "10", 10.0 and true are no whole numbers. A whole
+    number may stand where a number is wanted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -27,3 +33,20 @@ class Strict(BaseModel):
                         "unknown_key", "unknown key.{hint}", {"key": str(key), "hint": closest(str(key), known)}
                     )
         return data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Let editors show what the docstrings of the class and its bases say, also on each field."""
+        json = handler.resolve_ref_schema(handler(schema))
+        json["description"] = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[0].strip()
+        for base in cls.__mro__:
+            for name, text in _attributes(inspect.cleandoc(base.__doc__ or "")):
+                if name in json.get("properties", {}):
+                    json["properties"][name].setdefault("description", " ".join(text.split()))
+        return json
+
+
+def _attributes(docstring: str) -> list[tuple[str, str]]:
+    """Names and texts of the section "Attributes" of a docstring."""
+    section = docstring.partition("Attributes:\n")[2]
+    return re.findall(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE)

@@ -433,7 +433,7 @@ def test_image_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert "has no class folders" in message(ImageFolder(path="bare"))
     root = write_folder(tmp_path / "mine", {"train/a": 5, "train/b": 5, "test/a": 2})
     (root / "train" / "empty").mkdir()
-    assert f"'{Path('mine') / 'train' / 'empty'}' has no pictures" in message(ImageFolder(path="mine"))
+    assert f"{Path('mine') / 'train' / 'empty'}' has no pictures" in message(ImageFolder(path="mine"))
     (root / "train" / "empty").rmdir()
     damaged = root / "train" / "b" / "3.png"
     damaged.write_bytes(b"\x89PNG\r\n\x1a\n broken")

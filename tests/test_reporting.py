@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 SNRS = [-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
 PSRS = [-40.0, -30.0, -20.0, -15.0, -10.0, -5.0, 0.0]
@@ -162,13 +159,17 @@ def samples(complex_symbols: bool = False, images: int = 4, label: str = "") -> 
             if psr is not None:
                 rows.append(common | power | {"kind": "perturbed", "values": (original + noise).clip(0, 1)})
             rebuilt = (blurred + 1.5 * noise).clip(0, 1)
-            rows.append(heard | power | {"kind": "reconstruction", "receiver": "b", "task": "picture", "values": rebuilt})
+            rows.append(
+                heard | power | {"kind": "reconstruction", "receiver": "b", "task": "picture", "values": rebuilt}
+            )
             sent = np.random.default_rng(image).choice([-1.0, 1.0], 20) * 0.98 + harm * generator.standard_normal(20)
             rows.append(common | power | {"kind": "sent", "values": sent, "symbols": heard["symbols"]})
             said = label or (str(image) if psr is None else str(9 - image))
             arrived = sent + 0.32 * generator.standard_normal(20)
             rows.append(
-                heard | power | {"kind": "received", "receiver": "a", "task": "label", "decision": said, "values": arrived}
+                heard
+                | power
+                | {"kind": "received", "receiver": "a", "task": "label", "decision": said, "values": arrived}
             )
     return rows
 

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from fedsem.data.cache import cached, data_folder, make_data_folder
-from fedsem.data.dataset import DatasetOptions, Split
+from fedsem.data.dataset import DataPath, DatasetOptions, Split
 from fedsem.data.parquet import read_images, read_labels
 from fedsem.errors import DataError
 from fedsem.registry import register
@@ -34,7 +34,7 @@ class Cifar10(DatasetOptions):
     there (170 MB) where it is missing and `download` is true. Labels are the standard ones, 0 airplane to 9 truck.
     """
 
-    path: str | None = Field(default=None, description=f"a folder with {SHAPES}; default: the data folder")
+    path: DataPath | None = Field(default=None, description=f"a folder with {SHAPES}; default: the data folder")
     download: bool = Field(
         default=True, description="download to the data folder where it is not there and no path is given"
     )

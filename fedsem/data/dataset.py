@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from fedsem.data.partition import Iid
 from fedsem.data.stratify import stratified_order
 from fedsem.errors import DataError
 from fedsem.registry import Options, Plugin
 from fedsem.streams import Stream
+
+DataPath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
+"""A file or folder that a scenario names. Made absolute when the scenario is read: workers and a resumed run may have
+another current directory."""
 
 STD_FLOOR = 1e-3
 """Smallest standard deviation of a channel that `Dataset.std` reports: a constant channel must not divide by zero."""

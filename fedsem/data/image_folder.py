@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from fedsem.data.cache import cached
-from fedsem.data.dataset import DatasetOptions, Split
+from fedsem.data.dataset import DataPath, DatasetOptions, Split
 from fedsem.data.picture import decode_picture
 from fedsem.data.stratify import hold_out
 from fedsem.errors import DataError
@@ -29,7 +29,7 @@ class ImageFolder(DatasetOptions):
     (see `picture.decode_picture`).
     """
 
-    path: str = Field(description="the folder, relative to the current directory")
+    path: DataPath = Field(description="the folder, relative to the current directory")
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="used where there is no folder 'test'"
     )

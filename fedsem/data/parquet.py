@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from fedsem.data.cache import cached
-from fedsem.data.dataset import DatasetOptions, Split
+from fedsem.data.dataset import DataPath, DatasetOptions, Split
 from fedsem.data.picture import decode_picture
 from fedsem.data.stratify import hold_out
 from fedsem.errors import DataError
@@ -30,8 +30,8 @@ class Parquet(DatasetOptions):
     some, otherwise from the sorted values. Pictures are resized to `image_size` (see `picture.decode_picture`).
     """
 
-    train: str = Field(description="Parquet file with the training images, relative to the current directory")
-    test: str | None = Field(
+    train: DataPath = Field(description="Parquet file with the training images, relative to the current directory")
+    test: DataPath | None = Field(
         default=None, description="Parquet file with the test images; default: hold out test_fraction"
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.2, description="used where there is no 'test'")

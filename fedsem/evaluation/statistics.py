@@ -66,7 +66,9 @@ class Bootstrap:
         """The metric in each replicate, (REPLICATES,)."""
         numerator = (self.images @ measured.numerator.T.astype(np.float32)).astype(np.float64)
         denominator = (self.images @ measured.denominator.T.astype(np.float32)).astype(np.float64)
-        return (numerator * self.seeds).sum(1) / (denominator * self.seeds).sum(1)
+        # A replicate may hold none of the few examples that count; `_percentiles` leaves it out.
+        with np.errstate(invalid="ignore"):
+            return (numerator * self.seeds).sum(1) / (denominator * self.seeds).sum(1)
 
     def interval(self, measured: Measured) -> tuple[float, float]:
         """95 % interval of a metric.

@@ -50,6 +50,8 @@ def _point_rows(
             columns[name] = float(np.mean([point.columns[name] for point in here]))
     for metric in here[0].metrics:
         measured = _measured(here, metric)
+        if not measured.denominator.any():  # nothing was counted, such as misses where no target was drawn
+            continue
         images = measured.numerator.shape[1]
         if here[0].metrics[metric].receptions == 0:  # theory: a value without chance
             yield {**columns, "metric": metric, "value": measured.value, "ci_low": measured.value,

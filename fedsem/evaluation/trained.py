@@ -68,6 +68,7 @@ class TrainedLink:
         """
         with torch.random.fork_rng(devices=[]):
             transmitter = plan.new_transmitter()
+        transmitter.precision = "float32"
         transmitter.encoder.load_state_dict(shared)
         transmitter.eval().requires_grad_(False)
         transmitter.calibrate(plan.train_images[:4096].float() / 255, plan.scenario.evaluation.batch)

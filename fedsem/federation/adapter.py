@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from uuid import uuid4
@@ -18,6 +19,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 LOCAL_RUN, LOCAL_NODE, SERVER_NODE = 1, 1, 0
+
+# Flower writes to the terminal by handlers of its own; its records go where the application's go instead.
+logging.getLogger("flwr").handlers.clear()
+logging.getLogger("flwr").propagate = True
 
 
 class LocalGrid(Grid):

@@ -6,6 +6,7 @@ Reads its order as JSON from standard input, writes events as JSON lines to the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ from fedsem.federation.state import FederationState
 
 def main() -> None:
     """Run the simulation that standard input describes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     order = json.load(sys.stdin)
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     jobs = [Job.parse(text) for text in order["jobs"]]

@@ -64,8 +64,9 @@ class FederationState:
     def initial(cls, plan: Plan, seed: int) -> FederationState:
         """The state before the first round."""
         shared, decoders = initial_parameters(plan, seed)
+        # Every owner has tensors of its own: safetensors refuses shared memory.
         owners = {
-            owner(plan, receiver, branch): dict(decoders[branch.key])
+            owner(plan, receiver, branch): {name: value.clone() for name, value in decoders[branch.key].items()}
             for receiver in plan.receivers
             for branch in receiver.branches
         }

@@ -23,11 +23,18 @@ def radius(site: SiteState, psr: float, norm: Norm) -> Tensor:
 
 def ascent(gradient: Tensor, norm: Norm) -> Tensor:
     """Steepest ascent of unit norm: sign(g) for L-inf, g / ||g||_2 for L2. A zero gradient gives no direction."""
-    if norm == "linf":
-        return gradient.sign()
-    length = energy(gradient).sqrt().view(-1, *[1] * (gradient.dim() - 1))
-    # Gradients of a confident model can be tiny: only an exact zero is left alone.
-    return torch.where(length > 0, gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+    return gradient.sign() if norm == "linf" else unit(gradient)
+
+
+def unit(direction: Tensor) -> Tensor:
+    """The direction with L2 norm 1 in each example; an exact zero stays zero.
+
+    Gradients of a confident model can be so small that their squares are zero in float32: the largest component is
+    made 1 first.
+    """
+    tiny, shape = torch.finfo(direction.dtype).tiny, (-1, *[1] * (direction.dim() - 1))
+    scaled = direction / direction.flatten(1).abs().amax(1).clamp_min(tiny).view(shape)
+    return scaled / energy(scaled).sqrt().clamp_min(tiny).view(shape)
 
 
 def project(delta: Tensor, site: SiteState, psr: float, norm: Norm) -> Tensor:
@@ -57,23 +64,22 @@ def fill(direction: Tensor, site: SiteState, target_energy: Tensor) -> Tensor:
     ||clip(s d)||^2 grows with s, so bisection finds s.
     """
     shape = (-1, *[1] * (direction.dim() - 1))
-    norm = energy(direction).sqrt()
-    unit = direction / norm.clamp_min(torch.finfo(direction.dtype).tiny).view(shape)
+    along = unit(direction)
     low = target_energy.sqrt()
     if not site.bounded:
-        return unit * low.view(shape)
+        return along * low.view(shape)
     # Pixels lie in [0, 1]: the smallest useful component decides how far s can matter.
     high = low * 1.0
     for _ in range(40):
-        short = energy(clip(unit * high.view(shape), site)) < target_energy
+        short = energy(clip(along * high.view(shape), site)) < target_energy
         if not bool(short.any()):
             break
         high = torch.where(short, high * 2, high)
     for _ in range(50):
         middle = (low + high) / 2
-        short = energy(clip(unit * middle.view(shape), site)) < target_energy
+        short = energy(clip(along * middle.view(shape), site)) < target_energy
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return clip(unit * low.view(shape), site)
+    return clip(along * low.view(shape), site)
 
 
 def gaussian(sites: Mapping[str, SiteState], energies: Mapping[str, Tensor], stream: Stream) -> Perturbation:

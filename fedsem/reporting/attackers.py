@@ -7,7 +7,7 @@ import pandas as pd
 from fedsem.reporting import words
 from fedsem.reporting.panels import Curve
 from fedsem.reporting.rows import attacks, beside
-from fedsem.reporting.style import GREY, Stroke, attack_strokes, noise_stroke
+from fedsem.reporting.style import attack_strokes, noise_stroke
 
 NOISE_BESIDE = "Gaussian noise (same achieved PSR)"
 NOISE = "Gaussian noise"
@@ -26,14 +26,19 @@ class Attackers:
         names = attacks(table)
         self.strokes = attack_strokes(names)
         described = {name: _description(table[table["attack"] == name]) for name in names}
-        facets = list(zip(*described.values(), strict=True))
-        same = [len(set(facet)) == 1 for facet in facets]
+        norms, sites, goals = zip(*described.values(), strict=True) if described else ((), (), ())
         self.labels: dict[str, str] = {}
-        for name, description in described.items():
-            differing = [word for word, shared in zip(description, same, strict=True) if word and not shared]
-            self.labels[name] = words.attack_name(name) + (f" ({', '.join(differing)})" if differing else "")
-        shared_words = [facet[0] for facet, shared in zip(facets, same, strict=True) if shared and facet[0]]
-        self.common = f"Attacks: {', '.join(shared_words)}." if shared_words else ""
+        for name, (norm, site, goal) in described.items():
+            differing = [words.NORMS.get(norm, norm)] if len(set(norms)) > 1 else []
+            differing += [words.SHORT_SITES.get(site, site)] if len(set(sites)) > 1 else []
+            differing += ["targeted"] if len(set(goals)) > 1 and goal == "True" else []
+            said = ", ".join(word for word in differing if word)
+            self.labels[name] = words.attack_name(name) + (f" ({said})" if said else "")
+        shared = [words.NORMS.get(norms[0], norms[0])] if len(set(norms)) == 1 else []
+        shared += [words.SITES.get(sites[0], sites[0])] if len(set(sites)) == 1 else []
+        shared += [{"True": "targeted", "False": "untargeted"}.get(goals[0], "")] if len(set(goals)) == 1 else []
+        said = ", ".join(word for word in shared if word)
+        self.common = f"Attacks: {said}." if said else ""
 
     def curves(self, rows: pd.DataFrame, x: str, scale: float) -> list[Curve]:
         """One curve for each attack in the rows, and dashed ones for noise: the rows of one panel, one metric."""
@@ -48,9 +53,7 @@ class Attackers:
             stroke = noise_stroke(self.strokes[name] if 1 < len(partners) <= 6 else None)
             curves.append(Curve.of(noise[companions == name], x, scale, stroke))
         if partners:
-            # The legend has one grey entry for all of them.
-            empty = pd.DataFrame({x: [], "value": [], "ci_low": [], "ci_high": []}, dtype="Float64")
-            curves.append(Curve.of(empty, x, scale, Stroke(GREY, noise_stroke(None).line, "", 1.0), NOISE_BESIDE))
+            curves.append(Curve.only_legend(NOISE_BESIDE, noise_stroke(None)))
         for name, stroke in self.strokes.items():
             mine = rows[rows["attack"] == name]
             if not mine.empty:
@@ -59,15 +62,7 @@ class Attackers:
 
 
 def _description(rows: pd.DataFrame) -> tuple[str, str, str]:
-    """Norm, site and goal of an attack in words; empty where it has none, or (in a sweep) several."""
-
-    def only(column: str) -> str:
-        found = rows[column].dropna().unique()
-        return str(found[0]) if len(found) == 1 else ""
-
-    norm, site, goal = only("norm"), only("sites"), only("targeted")
-    return (
-        words.NORMS.get(norm, norm),
-        words.SITES.get(site, site),
-        {"True": "targeted", "False": "untargeted", "": ""}[goal],
-    )
+    """Norm, site and whether it has a goal, as the table has them; empty where it has none, or (in a sweep) several."""
+    found = [rows[column].dropna().unique() for column in ("norm", "sites", "targeted")]
+    norm, site, goal = (str(values[0]) if len(values) == 1 else "" for values in found)
+    return norm, site, goal

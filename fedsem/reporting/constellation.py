@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedsem.reporting import words
-from fedsem.reporting.layout import finish, wrap
+from fedsem.reporting.layout import finish, settle, wrap
 from fedsem.reporting.panels import Array
 from fedsem.reporting.style import CLEAN, FAINT, INK, VERMILLION, Drawing, house_style
 
@@ -69,9 +69,9 @@ def draw(samples: pd.DataFrame) -> Drawing:
             figure,
             handles if is_complex else {},
             " ".join(note),
-            (SIZE + 0.13 * max(title.count("\n") for title in titles)) * rows_of_panels,
+            (SIZE + 0.16 * max(title.count("\n") + 1 for title in titles)) * rows_of_panels,
         )
-        figure.draw_without_rendering()
+        settle(figure)
     return figure
 
 

@@ -61,6 +61,13 @@ def finish(figure: Drawing, handles: dict[str, Any], caption: str, panel_height:
         text.set(linespacing=1.32, in_layout=False)
 
 
+def settle(figure: Drawing) -> None:
+    """Lay the figure out once and for all, in our fonts: what shows it later need not know our style."""
+    figure.draw_without_rendering()
+    # In our style None is no engine at all: saving then draws once instead of twice.
+    figure.set_layout_engine(None)
+
+
 def _legend(figure: Drawing, handles: dict[str, Any], width: float) -> Legend:
     """A legend with as many columns as fit into the width, evenly filled."""
     for rows in range(1, len(handles) + 1):

@@ -12,6 +12,7 @@ from fedsem.reporting.captions import evidence
 from fedsem.reporting.over_snr import REFERENCE_LINES
 from fedsem.reporting.panels import Level, Panel, compose
 from fedsem.reporting.rows import (
+    airs,
     common,
     evaluated,
     groups,
@@ -86,7 +87,9 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
         snr = f"{'Sensing ' if kind == 'sensing' else ''}SNR {words.decibel(float(attacked[x].dropna().iloc[0]))}"
         caption.append(f"{', '.join([snr, *common(attacked)])}.")
     elif common(attacked):
-        caption.append(f"{', '.join(common(attacked))}.")
+        caption.append(words.sentence(", ".join(common(attacked))))
+    if 1 < len(airs(attacked)) <= 4:
+        caption.append(f"Channels: {words.listed(airs(attacked))}.")
     if len(chosen) < len(measured):
         caption.append(f"{len(chosen)} of {len(measured)} SNRs are shown; the table has all.")
     caption.append("PSR is nominal; the table also has what was achieved after clipping.")

@@ -13,6 +13,7 @@ from fedsem.reporting.panels import Curve, Level, Panel, compose
 from fedsem.reporting.rows import (
     AIR,
     FACETS,
+    airs,
     common,
     evaluated,
     facets_of,
@@ -29,7 +30,9 @@ from fedsem.reporting.style import CLEAN, DASHED, FAINT, GREY, Drawing, Stroke, 
 from fedsem.reporting.words import Kind, quantity
 
 MOST_PSR = 3
-"""Panels under attack that a task gets; more PSR values are what the figures over PSR are for."""
+"""PSRs under attack that get panels; more PSR values are what the figures over PSR are for."""
+FEWEST_SNRS = 3
+"""SNRs at which attacks must have been measured to be drawn over SNR."""
 REFERENCE_LINES = {
     "energy_detector": (0, (1, 1.2)),
     "matched_filter": (0, (6, 1.5, 1, 1.5)),
@@ -37,7 +40,7 @@ REFERENCE_LINES = {
     "mean_image": (0, (1, 1.2)),
     "chance": (0, (1, 2.5)),
 }
-LINK_FACETS = (AIR, "channel_uses", "symbols")
+LINK_FACETS = (*AIR, "channel_uses", "symbols")
 """What ties a reference to the links that it stands beside, with the swept keys."""
 
 
@@ -63,7 +66,7 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
     rows = rows[rows["metric"].isin(metrics) & rows[own_snr(kind)].notna()]
     clean, shown = rows[is_clean(rows)], [m for m in metrics if (rows["metric"] == m).any()]
     references = with_words(pooled(table, "reference"))
-    links = Links(clean)
+    links = Links(clean, attacked=_most_snrs(rows, kind) >= FEWEST_SNRS)
     several = clean["task"].nunique() > 1
     panels: list[Panel] = []
     for task in tasks_of(table, kind):
@@ -78,7 +81,9 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
     under = _attack_panels(attackers, rows, links, kind, shown)
     caption = [evidence(table, clean[clean["metric"].isin(shown)])]
     if several and common(clean):
-        caption.insert(0, f"{', '.join(common(clean))}.")
+        caption.insert(0, words.sentence(", ".join(common(clean))))
+    if 1 < len(airs(clean)) <= 4:
+        caption.insert(0, f"Channels: {words.listed(airs(clean))}.")
     if under and attackers.common:
         caption.insert(0, attackers.common)
     return compose(panels + under, " ".join(caption), group=len(shown))
@@ -98,14 +103,16 @@ def _clean_panel(
         variants = _variants(rows, mine, x)
         for link, variant in variants:
             stroke = Stroke(GREY, REFERENCE_LINES.get(str(decoder), DASHED), "", 1.1)
+            tinted = stroke
             if len(variants) > 1 and link is not None:
-                stroke = stroke.but(colour=mix(links.strokes[links.label(link)].colour, GREY, 0.45))
+                tinted = stroke.but(colour=mix(links.strokes[links.label(link)].colour, GREY, 0.45))
             label = words.REFERENCES.get(str(decoder), words.plain(str(decoder)))
             if decoder == "chance" or variant[x].isna().all():
                 level = stroke.but(colour=FAINT) if decoder == "chance" else stroke
                 levels.append(Level(label, shown.scale * float(variant["value"].iloc[0]), level))
             else:
-                curves.append(Curve.of(variant, x, shown.scale, stroke, label))
+                curves.append(Curve.of(variant, x, shown.scale, tinted))
+                curves.append(Curve.only_legend(label, stroke))
     if kind == "sensing" and metric == "accuracy":
         levels.append(Level("Chance", 50.0, Stroke(FAINT, REFERENCE_LINES["chance"], "", 1.1)))
     for _, rows in groups(mine, links.columns):
@@ -135,6 +142,11 @@ def _variants(references: pd.DataFrame, mine: pd.DataFrame, x: str) -> list[tupl
     return found
 
 
+def _most_snrs(rows: pd.DataFrame, kind: Kind) -> int:
+    """At how many SNRs attacks were measured."""
+    return int(rows.loc[~is_clean(rows) & (rows["attack"] != "noise"), own_snr(kind)].nunique())
+
+
 def _attack_panels(
     attackers: Attackers, rows: pd.DataFrame, links: Links, kind: Kind, metrics: Sequence[str]
 ) -> list[Panel]:
@@ -143,10 +155,9 @@ def _attack_panels(
     attacked = rows[~is_clean(rows) & rows["psr_db"].notna()]
     panels = []
     for (task, *_), here in groups(attacked, ["task", *links.columns]):
-        ratios = sorted(
-            float(psr) for psr, at in here.groupby("psr_db") if at.loc[at["attack"] != "noise", x].nunique() >= 3
-        )
-        for psr in spread(ratios, MOST_PSR):
+        measured = sorted(float(psr) for psr in here["psr_db"].unique())
+        ratios = [psr for psr in measured if _most_snrs(here[here["psr_db"] == psr], kind) >= FEWEST_SNRS]
+        for psr in spread(ratios, max(1, MOST_PSR // len(links.strokes))):
             for metric in metrics:
                 shown = quantity(metric, kind)
                 at = here[(here["psr_db"] == psr) & (here["metric"] == metric)]

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from fedsem.reporting.layout import finish, wrap
+from fedsem.reporting.layout import finish, settle, wrap
 from fedsem.reporting.style import Drawing, Stroke, house_style
 from fedsem.reporting.words import number
 
 Array = NDArray[np.float64]
 WIDTH, HEIGHT = 3.5, 2.45
-"""Inches of a panel: one column of a two-column page. Beyond three columns panels are narrower."""
+"""Inches of a panel: one column of a two-column page. Beyond two columns panels are narrower."""
 NARROW = 2.75
 
 
@@ -43,8 +43,15 @@ class Curve:
     def of(cls, rows: pd.DataFrame, x: str, scale: float, stroke: Stroke, label: str | None = None) -> Curve:
         """The curve of table rows over the column `x`; of several rows with one x, the first."""
         rows = rows.dropna(subset=[x]).drop_duplicates(x).sort_values(x)
-        columns = [rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in (x, "value", "ci_low", "ci_high")]
-        return cls(label, columns[0], *(scale * column for column in columns[1:]), stroke=stroke)
+        names = (x, "value", "ci_low", "ci_high")
+        at, value, low, high = (rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names)
+        return cls(label, at, scale * value, scale * low, scale * high, stroke)
+
+    @classmethod
+    def only_legend(cls, label: str, stroke: Stroke) -> Curve:
+        """One entry in the legend for several curves that have none."""
+        nothing = np.zeros(0)
+        return cls(label, nothing, nothing, nothing, nothing, stroke)
 
 
 @dataclass(frozen=True)
@@ -87,23 +94,23 @@ def compose(panels: Sequence[Panel], caption: str, group: int = 1, alike: bool =
         alike: panels with the same y label have the same limits.
     """
     columns = _columns(len(panels), group)
-    rows = -(-len(panels) // columns)
+    places = _places(len(panels), group, columns)
+    rows = places[-1] // columns + 1
     with house_style():
-        figure = Drawing(figsize=((WIDTH if columns <= 3 else NARROW) * columns, HEIGHT * rows))
+        figure = Drawing(figsize=((WIDTH if columns <= 2 else NARROW) * columns, HEIGHT * rows))
         grid = figure.subplots(rows, columns, squeeze=False)
         x_limits = _x_limits(panels)
         y_limits = [_y_limits([other for other in panels if other.y_label == panel.y_label]) for panel in panels]
         found: list[tuple[int, str, Any]] = []
         panel_width = float(figure.get_figwidth()) / columns
-        for i, axes in enumerate(grid.flat):
-            if i >= len(panels):
-                axes.remove()
-                continue
-            panel = panels[i]
+        for place in set(range(rows * columns)) - set(places):
+            grid.flat[place].remove()
+        for i, panel in enumerate(panels):
+            axes = grid.flat[places[i]]
             found += _draw(axes, panel)
             axes.set_title(wrap(figure, panel.title, panel_width - 0.65, 8) if i % group == 0 else "")
             axes.set_ylabel(wrap(figure, panel.y_label, HEIGHT - 0.5, 8))
-            if i + columns >= len(panels) or panels[i + columns].x_label != panel.x_label:
+            if places[i] + columns not in places:
                 axes.set_xlabel(panel.x_label)
             axes.set_xlim(x_limits[panel.x_label])
             axes.set_ylim(y_limits[i] if alike else _y_limits([panel]))
@@ -112,16 +119,22 @@ def compose(panels: Sequence[Panel], caption: str, group: int = 1, alike: bool =
         for _, label, handle in sorted(found, key=lambda entry: entry[0]):
             handles.setdefault(label, handle)
         finish(figure, handles if len(handles) > 1 else {}, caption, HEIGHT * rows)
-        # Laid out now, in our fonts: what shows the figure later need not know our style.
-        figure.draw_without_rendering()
+        settle(figure)
     return figure
 
 
 def _columns(panels: int, group: int) -> int:
-    if group > 1:
-        fits = 2 if group == 4 and panels == 4 else min(group, 4)
-        return 2 * group if group == 2 and panels > 6 else fits
-    return {1: 1, 2: 2, 3: 3, 4: 2}.get(panels, 3 if panels <= 12 else 4)
+    if group == 1 or panels == group:
+        return {1: 1, 2: 2, 3: 3, 4: 2}.get(panels, 3 if panels <= 12 else 4)
+    if group == 2:
+        return 4 if panels > 6 else 2
+    return group if group <= 4 else 3
+
+
+def _places(panels: int, group: int, columns: int) -> list[int]:
+    """Where each panel goes in the grid: groups that are wider than a row start on a row of their own."""
+    room = group if group <= columns else -(-group // columns) * columns
+    return [i // group * room + i % group for i in range(panels)]
 
 
 def _draw(axes: Axes, panel: Panel) -> list[tuple[int, str, Any]]:
@@ -149,14 +162,15 @@ def _draw(axes: Axes, panel: Panel) -> list[tuple[int, str, Any]]:
             zorder=3 if stroke.marker else 2,
         )
         if len(curve.x) > 1:
-            shade = 0.07 if crowded else 0.16
+            # Many bands are mud: those of noise and theory go first.
+            shade = (0.07 if crowded else 0.16) if stroke.marker else (0.0 if crowded else 0.1)
             axes.fill_between(curve.x, curve.low, curve.high, color=stroke.colour, alpha=shade, lw=0, zorder=1.2)
         else:
             axes.vlines(curve.x, curve.low, curve.high, color=stroke.colour, lw=1, zorder=2.5)
             if not stroke.marker:
                 axes.plot(curve.x, curve.y, color=stroke.colour, marker="_", ms=9, ls="", zorder=2.5)
         if curve.label is not None:
-            found.append((1 if stroke.marker else 2, curve.label, handle))
+            found.append((1 if stroke.width > 1.2 else 2, curve.label, handle))
     return found
 
 
@@ -172,14 +186,14 @@ def _x_limits(panels: Sequence[Panel]) -> dict[str, tuple[float, float]]:
 
 
 def _y_limits(panels: Sequence[Panel]) -> tuple[float, float]:
-    """Limits that hold all data and intervals of the panels, with a little air; all of 0 to 100 where half is used."""
+    """Limits that hold all data and intervals of the panels, with a little air; all of 0 to 100 where most is used."""
     parts = [part for panel in panels for curve in panel.curves for part in (curve.y, curve.low, curve.high)]
     parts += [np.array([level.y, level.low, level.high]) for panel in panels for level in panel.levels]
     values = np.concatenate(parts) if parts else np.zeros(0)
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     bounds = panels[0].bounds
-    if bounds is not None and high - low > 0.5 * (bounds[1] - bounds[0]):
+    if bounds is not None and high - low > 0.6 * (bounds[1] - bounds[0]):
         low, high = bounds
     air = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = low - air, high + air

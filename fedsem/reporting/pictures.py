@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fedsem.reporting import words
-from fedsem.reporting.layout import finish, wrap
+from fedsem.reporting.layout import finish, settle, wrap
 from fedsem.reporting.rows import spread
 from fedsem.reporting.style import GREY, INK, VERMILLION, Drawing, house_style
 
@@ -70,7 +70,7 @@ def draw(samples: pd.DataFrame) -> Drawing:
         lines = max(column.title().count("\n") + 1 for column in columns)
         height = len(images) * (TILE + 0.2) + 0.15 * lines
         finish(figure, {}, _caption(pictures, str(first["cell"]) if pd.notna(first["cell"]) else "", snr), height)
-        figure.draw_without_rendering()
+        settle(figure)
     return figure
 
 
@@ -82,8 +82,8 @@ def _columns(pictures: pd.DataFrame) -> list[Column]:
     names = spread(list(dict.fromkeys(attacked["attack"])), MOST_ATTACKS)
     for name in names:
         rows = attacked[attacked["attack"] == name]
-        ratios = sorted(float(psr) for psr in rows["psr_db"].dropna().unique())
-        for psr in spread(ratios, MOST_ATTACKS // len(names)) or [None]:
+        ratios: list[float | None] = [float(psr) for psr in sorted(rows["psr_db"].dropna().unique())]
+        for psr in spread(ratios or [None], MOST_ATTACKS // len(names)):
             here = _under(rows, str(name), psr)
             columns += [
                 Column(kind, str(name), psr) for kind in ("perturbed", "reconstruction") if (here["kind"] == kind).any()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from fedsem.reporting import words
 from fedsem.reporting.words import Kind
 
-AIR = "air"
+AIR = ("channel", "fading", "csi")
 FACETS = (
-    AIR,
+    *AIR,
     "channel_uses",
     "symbols",
     "encoder",
@@ -26,8 +26,7 @@ FACETS = (
     "receiver",
     "decoder",
 )
-"""What can tell one trained link from another, the most telling first; after these, whatever else the scenario sweeps.
-`air` is channel, fading and CSI in words."""
+"""What can tell one trained link from another, the most telling first; whatever else a scenario sweeps follows."""
 
 T = TypeVar("T")
 
@@ -105,15 +104,17 @@ def beside(params: object) -> str | None:
 
 def with_words(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with one text column ``@facet`` for each of `FACETS` and for each swept key, empty where the table says
-    nothing."""
-    columns = ["channel", "fading", "csi", *(facet for facet in FACETS if facet != AIR), "cell"]
+    nothing; and with a column `air`, the whole channel in words."""
+    columns = [*FACETS, "cell"]
     distinct = rows[columns].drop_duplicates()
     named = []
     for values in distinct.itertuples(index=False):
         row = dict(zip(columns, values, strict=True))
         swept = {} if pd.isna(row["cell"]) else words.settings(str(row["cell"]))
         named.append(
-            {f"@{facet}": _word(facet, row) for facet in FACETS} | {f"@{key}": word for key, word in swept.items()}
+            {f"@{facet}": _word(facet, row) for facet in FACETS}
+            | {f"@{key}": word for key, word in swept.items()}
+            | {"air": words.air(*(_text(row, facet) for facet in AIR))}
         )
     known = pd.DataFrame(named, index=distinct.index).fillna("")
     known = known.reindex(columns=list(dict.fromkeys([*(f"@{facet}" for facet in FACETS), *known.columns])))
@@ -123,20 +124,25 @@ def with_words(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**{column: number.map(known[column]) for column in known.columns})
 
 
-def _word(facet: str, row: dict[str, object]) -> str:
-    def text(column: str) -> str | None:
-        value = row[column]
-        return None if pd.isna(value) else str(value)  # type: ignore[call-overload]
+def _text(row: dict[str, Any], column: str) -> str | None:
+    return None if pd.isna(row[column]) else str(row[column])
 
-    if facet == AIR:
-        return words.air(text("channel"), text("fading"), text("csi"))
-    value = text(facet)
+
+def _word(facet: str, row: dict[str, Any]) -> str:
+    """What the row's column says, in words."""
+    value = _text(row, facet)
     if not value:
         return ""
+    if facet == "channel":
+        return words.CHANNELS.get(value, value)
+    if facet == "fading":
+        return words.fading(_text(row, "channel"), value)
+    if facet == "csi":
+        return words.csi(_text(row, "fading"), value)
     if facet in ("receiver", "encoder", "aggregator"):
         return value if facet == "receiver" else f"{value} {facet if facet == 'encoder' else 'aggregation'}"
     templates = {
-        "channel_uses": "nc = {}",
+        "channel_uses": words.NC,
         "symbols": "{} symbols",
         "defense": "no defense" if value == "none" else "{} defense",
         "train_snr_db": "trained at {} dB",
@@ -168,9 +174,15 @@ def telling(rows: pd.DataFrame, without: Sequence[str] = ()) -> list[str]:
     return kept
 
 
-def common(rows: pd.DataFrame, facets: Sequence[str] = (AIR, "channel_uses")) -> list[str]:
-    """Words of those facets that are the same for all rows."""
-    return [word for facet in facets if rows[f"@{facet}"].nunique() == 1 and (word := str(rows[f"@{facet}"].iloc[0]))]
+def common(rows: pd.DataFrame) -> list[str]:
+    """The channel and nc of all rows in words, where all have the same."""
+    columns = ("air", "@channel_uses")
+    return [word for column in columns if rows[column].nunique() == 1 and (word := str(rows[column].iloc[0]))]
+
+
+def airs(rows: pd.DataFrame) -> list[str]:
+    """The channels of the rows in words."""
+    return [str(word) for word in rows["air"].unique() if word]
 
 
 def groups(rows: pd.DataFrame, columns: Sequence[str]) -> Iterable[tuple[tuple, pd.DataFrame]]:
@@ -181,9 +193,9 @@ def groups(rows: pd.DataFrame, columns: Sequence[str]) -> Iterable[tuple[tuple, 
 
 
 def spread(values: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the values, evenly spread and with both ends; the last where only one is wanted."""
+    """At most `most` of the values, evenly spread and with both ends; the middle one where only one is wanted."""
     if len(values) <= most:
         return list(values)
     if most == 1:
-        return [values[-1]]
+        return [values[len(values) // 2]]
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

@@ -20,13 +20,21 @@ class Links:
             the other.
     """
 
-    def __init__(self, rows: pd.DataFrame, without: Sequence[str] = ()) -> None:
-        """`rows` as `fedsem.reporting.rows.with_words` gives them, of all panels of the figure; facets `without`."""
+    def __init__(self, rows: pd.DataFrame, without: Sequence[str] = (), attacked: bool = False) -> None:
+        """Find out what tells the links apart.
+
+        Args:
+            rows: as `fedsem.reporting.rows.with_words` gives them, of all panels of the figure.
+            without: facets that do not count.
+            attacked: the figure shows attacks too: links then leave the attacks' colours to them.
+        """
         self.facets = telling(rows, without)
         identities = rows[[f"@{facet}" for facet in self.facets]].drop_duplicates()
         named = [tuple(str(word) for word in identity) for identity in identities.itertuples(index=False)]
         self.strokes = (
-            dict(zip(map(_label, named), _strokes(named), strict=True)) if self.facets else {"": Stroke(CLEAN)}
+            dict(zip(map(_label, named), _strokes(named, attacked), strict=True))
+            if self.facets
+            else {"": Stroke(CLEAN)}
         )
 
     def label(self, rows: pd.DataFrame) -> str:
@@ -43,7 +51,7 @@ def _label(identity: Sequence[str]) -> str:
     return ", ".join(word for word in identity if word)
 
 
-def _strokes(identities: Sequence[tuple[str, ...]]) -> list[Stroke]:
+def _strokes(identities: Sequence[tuple[str, ...]], attacked: bool) -> list[Stroke]:
     facets = [sorted(set(words), key=_order) for words in zip(*identities, strict=True)]
     numeric = [all(_order(word)[0] == 0 for word in words) for words in facets]
     if len(facets) > 2 or (len(facets) == 2 and min(map(len, facets)) > len(LINES)):
@@ -57,7 +65,7 @@ def _strokes(identities: Sequence[tuple[str, ...]]) -> list[Stroke]:
     if len(facets) == 2:
         by_colour = max((0, 1), key=lambda i: (len(facets[1 - i]) <= len(LINES), numeric[i], len(facets[i])))
     words = facets[by_colour]
-    if numeric[by_colour] and len(words) > 2:
+    if attacked or (numeric[by_colour] and len(words) > 2):
         colours = ramp(len(words))
     else:
         colours = [CATEGORIES[i % len(CATEGORIES)] for i in range(len(words))]

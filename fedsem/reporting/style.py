@@ -95,7 +95,7 @@ class Drawing(Figure):
 
 def encode(figure: Figure, kind: Literal["png", "pdf"]) -> bytes:
     """The figure as a file of that kind; equal figures give equal bytes: no date, no version, no random names."""
-    metadata: dict[str, None] = {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None}
+    metadata: dict[str, None] = {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
@@ -138,7 +138,8 @@ def noise_stroke(beside: Stroke | None) -> Stroke:
 
 def mix(one: str, other: str, share: float) -> str:
     """A colour between two, `share` of the way to the other."""
-    return to_hex([(1 - share) * a + share * b for a, b in zip(to_rgb(one), to_rgb(other), strict=True)])
+    red, green, blue = ((1 - share) * a + share * b for a, b in zip(to_rgb(one), to_rgb(other), strict=True))
+    return to_hex((red, green, blue))
 
 
 def ramp(steps: int) -> list[str]:

@@ -69,7 +69,7 @@ it is empty without a sweep. `seed` is NA for a figure pooled over all seeds. `t
 no number: ``10`` or ``0 to 20``.
 """
 
-ARROW = {"string": "string", "Int64": "int64", "Float64": "double", "boolean": "bool_"}
+ARROW = {"string": "string", "Int64": "int64", "Float64": "float64", "boolean": "bool_"}
 
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if dtype == "string":
             values = [_text(value) for value in values]
         try:
-            columns[column] = pd.array(values, dtype=dtype)
+            columns[column] = pd.Series(values, dtype=dtype)
         except (TypeError, ValueError) as error:
             raise FedsemError(f"The table's column '{column}' holds something that is no {dtype} ({error}).") from error
     table = pd.DataFrame(columns, columns=list(COLUMNS))

@@ -15,6 +15,8 @@ LOST = {
     "failed_receivers": ("Receivers that failed", Stroke(VERMILLION, "-", "X", 0.8)),
     "rejected_updates": ("Updates that were rejected", Stroke(ORANGE, "-", "v", 0.8)),
 }
+MOST_WITH_SEEDS = 3
+"""Trainings in one panel, up to which each seed has a line."""
 LOSSES = {
     "reconstruction": "Training loss (MSE)",
     "classification": "Training loss (nats)",
@@ -43,7 +45,7 @@ def draw(table: pd.DataFrame) -> Drawing:
             stroke = links.strokes[label].but(marker="")
             each = mine[mine["seed"].notna()]
             thin = stroke.but(width=0.6, colour=mix(stroke.colour, "#ffffff", 0.5))
-            if each["seed"].nunique() > 1:
+            if each["seed"].nunique() > 1 and len(links.strokes) <= MOST_WITH_SEEDS:
                 curves += [Curve.of(one, "round", 1, thin) for _, one in groups(each, ["seed"])]
             mean = (mine if each.empty else each).groupby("round")["value"].mean().reset_index()
             mean = mean.assign(ci_low=np.nan, ci_high=np.nan)
@@ -54,7 +56,8 @@ def draw(table: pd.DataFrame) -> Drawing:
     lost, asked = _lost(federated)
     if lost:
         panels.append(Panel("Updates lost, all seeds", "Round", "Share of receivers asked (%)", lost, bounds=(0, 100)))
-    return compose(panels, _caption(table, losses, federated, asked), alike=False)
+    each_seed = len(links.strokes) <= MOST_WITH_SEEDS
+    return compose(panels, _caption(table, losses, federated, asked, each_seed), alike=False)
 
 
 def _lost(federated: pd.DataFrame) -> tuple[list[Curve], int]:
@@ -69,14 +72,16 @@ def _lost(federated: pd.DataFrame) -> tuple[list[Curve], int]:
     return [curve for curve in curves if curve.y.any()], asked
 
 
-def _caption(table: pd.DataFrame, losses: pd.DataFrame, federated: pd.DataFrame, asked: int) -> str:
+def _caption(table: pd.DataFrame, losses: pd.DataFrame, federated: pd.DataFrame, asked: int, each_seed: bool) -> str:
     parts = []
     found = seeds(table[table["stage"] == "federate"])
     examples = losses["n"].dropna()
     if common(losses):
-        parts.append(f"{', '.join(common(losses))}.")
+        parts.append(words.sentence(", ".join(common(losses))))
     if len(found) > 1:
-        parts.append(f"Thin lines: {len(found)} seeds; thick: their mean.")
+        parts.append(
+            f"Thin lines: {len(found)} seeds; thick: their mean." if each_seed else f"Mean of {len(found)} seeds."
+        )
     elif found:
         parts.append("1 seed.")
     if not examples.empty:

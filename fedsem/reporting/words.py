@@ -14,6 +14,7 @@ NORMS = {"l2": "L2", "linf": "L∞"}
 SITES = {"input": "at the input", "air": "over the air", "input+air": "at the input and over the air"}
 SHORT_SITES = {"input": "input", "air": "air", "input+air": "input + air"}
 ACRONYMS = {"fgsm", "pgd", "pgdl2", "eotpgd", "cw", "bim", "apgd", "fab", "uap", "mifgsm", "difgsm", "tifgsm"}
+NC = "nc\u00a0=\u00a0{}"
 REFERENCES = {
     "energy_detector": "Energy detector (theory)",
     "matched_filter": "Matched filter (theory)",
@@ -72,6 +73,11 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
     return Quantity(plain(metric), plain(metric), 1, 3, "", False)
 
 
+def sentence(text: str) -> str:
+    """Text with a capital and a full stop; empty for none."""
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def plain(name: str) -> str:
     """A name from a scenario or a table, its underscores as spaces."""
     return name.replace("_", " ")
@@ -127,19 +133,25 @@ def listed(items: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
-def air(channel: str | None, fading: str | None, csi: str | None) -> str:
-    """A channel in words: ``Rayleigh (block fading, ZF)``, ``AWGN``, ``sensing channel (Rayleigh fading)``."""
+def fading(channel: str | None, name: str | None) -> str:
+    """``block fading``; of a sensing channel ``Rayleigh hops``; empty where nothing fades."""
+    if channel == "sensing":
+        return "no fading" if name in (None, "none") else f"{CHANNELS.get(str(name), name)} hops"
+    return "" if name in (None, "none") else f"{name} fading"
+
+
+def csi(fading: str | None, name: str | None) -> str:
+    """What the receiver does with its channel estimate; empty where nothing fades."""
+    return "" if name is None or fading in (None, "none") else CSI.get(name, name)
+
+
+def air(channel: str | None, fades: str | None, estimate: str | None) -> str:
+    """A channel in words: ``Rayleigh (block fading, ZF)``, ``AWGN``, ``sensing channel (Rayleigh hops)``."""
     if channel is None:
         return ""
-    if channel == "sensing":
-        return f"sensing channel ({'no fading' if fading in (None, 'none') else f'{fading.capitalize()} hops'})"
-    details = []
-    if fading not in (None, "none"):
-        details.append(f"{fading} fading")
-        if csi is not None:
-            details.append(CSI.get(csi, csi))
-    name = CHANNELS.get(channel, channel)
-    return f"{name} ({', '.join(details)})" if details else name
+    details = [fading(channel, fades)] if channel == "sensing" else [fading(channel, fades), csi(fades, estimate)]
+    name, said = CHANNELS.get(channel, channel), ", ".join(detail for detail in details if detail)
+    return f"{name} ({said})" if said else name
 
 
 def settings(cell: str) -> dict[str, str]:
@@ -156,7 +168,7 @@ def cell(text: str) -> str:
 def _setting(key: str, value: str) -> str:
     parts = key.split(".")
     if parts[-1] == "channel_uses":
-        return f"nc = {value}"
+        return NC.format(value)
     if parts[0] == "channels" and (len(parts) == 2 or parts[2:] == ["kind"]):
         return f"{parts[1]}: {CHANNELS.get(value, value)}"
     return f"{parts[-1]} = {value}"

@@ -1,0 +1,38 @@
+"""Run the benchmarks and write `benchmarks/out/benchmarks.csv`.
+
+`python -m benchmarks [rounds] [fixed_cost] [throughput]` runs some of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from fedsem.store import hardware
+
+ALL = ("throughput", "rounds", "fixed_cost")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    rows = []
+    for name in sys.argv[1:] or ALL:
+        rows += importlib.import_module(f"benchmarks.{name}").measure()
+    table = pd.DataFrame(rows)
+    order = ["benchmark", "variant", "wall_s", "cpu_s", "samples_per_cpu_s", "ratio", "goal"]
+    table = table[[column for column in order if column in table]].round(3)
+    machine = hardware()
+    table["machine"] = f"{machine['cpu']}, {machine['cores']} cores, Python {platform.python_version()}"
+    folder = Path(__file__).parent / "out"
+    folder.mkdir(exist_ok=True)
+    table.to_csv(folder / "benchmarks.csv", index=False)
+    print(table.drop(columns="machine").to_string(index=False, na_rep=""))
+    print(f"\n{table['machine'].iloc[0]}\nWritten to {folder / 'benchmarks.csv'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The numbers that the report prints: clean results, results under attack, and what the federation went through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from fedsem.reporting import words
+from fedsem.reporting.attackers import NOISE, Attackers
+from fedsem.reporting.rows import (
+    attacks,
+    beside,
+    common,
+    evaluated,
+    groups,
+    is_clean,
+    other_snr,
+    own_snr,
+    pooled,
+    spread,
+    task_kinds,
+    with_words,
+)
+from fedsem.reporting.strokes import Links
+from fedsem.reporting.words import Kind, quantity
+
+METRICS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy",),
+    "reconstruction": ("mse", "psnr_db"),
+    "sensing": ("accuracy", "detection_at_pfa_0.1"),
+}
+ATTACKED: dict[Kind, str] = {"classification": "accuracy", "reconstruction": "psnr_db", "sensing": "accuracy"}
+MOST_COLUMNS = 9
+MOST_SNR = 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A printed number.
+
+    Attributes:
+        value: in the unit that the table's title names.
+        interval: ``[low, high]``, or what supports the number; may be empty.
+        note: a remark, such as the PSR that was achieved; may be empty.
+    """
+
+    value: str = "–"
+    interval: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A printed table: one line for each row label, one cell for each column."""
+
+    title: str
+    corner: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    note: str = ""
+    quiet: set[str] = field(default_factory=set)
+    """Row labels of references, to be printed in grey."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the federation of one cell went through, all seeds together."""
+
+    cell: str
+    rounds: int
+    asked: int
+    failed: int
+    rejected: int
+    bytes_up: int
+    bytes_down: int
+
+
+def clean(table: pd.DataFrame) -> list[Grid]:
+    """For each task and metric a grid of links (and references) over SNR, without attack."""
+    grids = []
+    for task, kind in task_kinds(table).items():
+        x = own_snr(kind)
+        rows = with_words(evaluated(table, kind))
+        rows = rows[(rows["task"] == task) & is_clean(rows) & rows[x].notna()]
+        references = pooled(table, "reference")
+        references = references[references["task"].fillna(task).eq(task) & references[x].notna()]
+        if rows.empty:
+            continue
+        links = Links(rows)
+        for metric in METRICS[kind]:
+            mine = rows[rows["metric"] == metric]
+            if mine.empty:
+                continue
+            at = spread([float(value) for value in sorted(mine[x].unique())], MOST_COLUMNS)
+            lines = [
+                (links.label(link) or "Learned link", [_cell(link[link[x] == snr], metric, kind) for snr in at])
+                for _, link in groups(mine, links.columns)
+            ]
+            quiet = set()
+            # With several links each has references of its own: those are in the figure.
+            for decoder, rival in references[references["metric"] == metric].groupby("decoder", sort=False):
+                if links.facets or decoder == "chance":
+                    continue
+                label = words.REFERENCES.get(str(decoder), words.plain(str(decoder)))
+                quiet.add(label)
+                lines.append((label, [_cell(rival[rival[x] == snr], metric, kind) for snr in at]))
+            title = f"{words.plain(task)}: {quantity(metric, kind).label}"
+            last = metric == [name for name in METRICS[kind] if (rows["metric"] == name).any()][-1]
+            note = words.sentence(", ".join(common(rows))) if last else ""
+            corner = "Sensing SNR" if kind == "sensing" else "SNR"
+            grids.append(Grid(title, corner, [words.decibel(snr) for snr in at], lines, note, quiet))
+    return grids
+
+
+def under_attack(table: pd.DataFrame) -> list[Grid]:
+    """For each task, link and SNR a grid of attacks over nominal PSR, each with the noise beside it."""
+    grids = []
+    attackers = Attackers(table)
+    for task, kind in task_kinds(table).items():
+        x, other, metric = own_snr(kind), other_snr(kind), ATTACKED[kind]
+        rows = with_words(evaluated(table, kind))
+        rows = rows[(rows["task"] == task) & (rows["metric"] == metric)]
+        attacked = rows[~is_clean(rows) & rows["psr_db"].notna()]
+        if attacked.empty:
+            continue
+        links = Links(attacked)
+        for _, family in groups(attacked, links.columns):
+            points = sorted(set(zip(family[x].fillna(0), family[other].fillna(0), strict=True)))
+            for own, opposite in spread(points, MOST_SNR):
+                here = family[(family[x].fillna(0) == own) & (family[other].fillna(0) == opposite)]
+                calm = rows[is_clean(rows) & (rows[x] == own)]
+                for column in links.columns:
+                    calm = calm[calm[column] == family[column].iloc[0]]
+                grids.append(_attack_grid(task, kind, here, calm, attackers, links.label(family), float(own)))
+    return grids
+
+
+def _attack_grid(
+    task: str, kind: Kind, here: pd.DataFrame, calm: pd.DataFrame, attackers: Attackers, link: str, snr: float
+) -> Grid:
+    metric = ATTACKED[kind]
+    at = spread([float(value) for value in sorted(here["psr_db"].unique())], MOST_COLUMNS)
+    companions = here["attack_params"].map(beside)
+    noise = here["attack"] == "noise"
+    lines, quiet = [], set()
+    for name in attacks(here):
+        mine = here[here["attack"] == name]
+        lines.append((attackers.labels[name], [_cell(mine[mine["psr_db"] == psr], metric, kind) for psr in at]))
+        rival = here[noise & (companions == name)]
+        if not rival.empty:
+            label = f"noise beside {words.attack_name(name)}"
+            quiet.add(label)
+            lines.append((label, [_cell(rival[rival["psr_db"] == psr], metric, kind) for psr in at]))
+    alone = here[noise & ~companions.isin(attacks(here))]
+    if not alone.empty:
+        quiet.add(NOISE)
+        lines.append((NOISE, [_cell(alone[alone["psr_db"] == psr], metric, kind) for psr in at]))
+    parts = [words.plain(task), link, f"{'sensing ' if kind == 'sensing' else ''}SNR {words.decibel(snr)}"]
+    title = f"{' · '.join(part for part in parts if part)}: {quantity(metric, kind).label}"
+    without = _cell(calm, metric, kind)
+    note = f"Without attack {without.value} {without.interval}." if not calm.empty else ""
+    note = " ".join(part for part in (note, attackers.common, "Small print: PSR achieved, where it differs.") if part)
+    return Grid(title, "PSR", [words.decibel(psr) for psr in at], lines, note, quiet)
+
+
+def _cell(rows: pd.DataFrame, metric: str, kind: Kind) -> Cell:
+    """The first of the rows, printed."""
+    if rows.empty:
+        return Cell()
+    row, shown = rows.iloc[0], quantity(metric, kind)
+
+    def text(column: str) -> str:
+        return words.number(shown.scale * float(row[column]), shown.digits)
+
+    interval = ""
+    if pd.notna(row["ci_low"]) and pd.notna(row["ci_high"]):
+        sure = row["ci_low"] == row["ci_high"]
+        interval = "" if sure else f"[{text('ci_low')}, {text('ci_high')}]"
+    elif pd.notna(row["n"]):
+        interval = f"n\u00a0=\u00a0{words.count(float(row['n']))}"
+    note = ""
+    if pd.notna(row["psr_achieved_db"]) and abs(row["psr_achieved_db"] - row["psr_db"]) >= 0.05:
+        note = f"{words.number(float(row['psr_achieved_db']), 1)}\u00a0dB"
+    return Cell(text("value"), interval, note)
+
+
+def federation(table: pd.DataFrame) -> list[Training]:
+    """What the federation of each cell went through."""
+    rows = table[(table["stage"] == "federate") & table["round"].notna()]
+    found = []
+    for (cell,), mine in groups(rows.assign(cell=rows["cell"].fillna("")), ["cell"]):
+        # Traffic stands in every row of a round: count each round once.
+        traffic = mine.groupby(["seed", "round"], dropna=False)[["bytes_up", "bytes_down"]].max().fillna(0).sum()
+        lost = {name: mine[mine["metric"] == name] for name in ("failed_receivers", "rejected_updates")}
+        found.append(
+            Training(
+                words.cell(str(cell)),
+                int(mine["round"].max()),
+                max(_total(rows["n"]) for rows in lost.values()),
+                _total(lost["failed_receivers"]["value"]),
+                _total(lost["rejected_updates"]["value"]),
+                int(traffic["bytes_up"]),
+                int(traffic["bytes_down"]),
+            )
+        )
+    return found
+
+
+def _total(values: pd.Series) -> int:
+    return int(values.fillna(0).sum())
+
+
+def headlines(table: pd.DataFrame, most: int = 6) -> list[tuple[str, str, str]]:
+    """A few (what, value, interval) that sum a run up: each task's first metric at the highest SNR."""
+    found: list[tuple[str, str, str]] = []
+    kinds = task_kinds(table)
+    shown = {words.plain(task): quantity(METRICS[kind][0], kind) for task, kind in kinds.items()}
+    for grid in clean(table):
+        task, _, metric = grid.title.partition(": ")
+        if metric != shown[task].label:
+            continue
+        lines = [row for row in grid.rows if row[0] not in grid.quiet]
+        for label, cells in lines:
+            link = f" ({label})" if len(lines) > 1 else ""
+            unit = f"\u00a0{shown[task].unit}" if shown[task].unit else ""
+            what = (
+                f"{task}{link}: {shown[task].short} at {grid.corner.replace('Sensing', 'sensing')} {grid.columns[-1]}"
+            )
+            found.append((what, f"{cells[-1].value}{unit}", cells[-1].interval))
+    return found[:most]

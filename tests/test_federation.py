@@ -1,0 +1,349 @@
+"""The federation: rounds without Flower, engines against each other, failures, and resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from fedsem import run
+from fedsem.errors import FederationError
+from fedsem.federation import rounds
+from fedsem.federation.records import decode_replies, decode_tasks, encode_replies, encode_tasks
+from fedsem.federation.state import FederationState, owner
+from fedsem.federation.strategy import balanced
+from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.reporting.results import Results
+from fedsem.scenario import load_scenario
+from fedsem.training import Reply, train
+from fedsem.training import train_receiver as real_train_receiver
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Five receivers in three groups on 150 digits: seconds."""
+    scenario: dict[str, Any] = {
+        "schema": 1,
+        "name": "small",
+        "seeds": [3],
+        "compute": {"engine": "local", "workers": 2},
+        "data": {"kind": "digits", "train_images": 150, "test_images": 40, "partition": {"kind": "iid"}},
+        "link": {"encoder": {"kind": "cnn", "channel_uses": 8}},
+        "channels": {"down": {"kind": "rayleigh"}, "radar": {"kind": "sensing"}},
+        "tasks": {
+            "label": {"kind": "classification"},
+            "picture": {"kind": "reconstruction", "weight": 0.5},
+            "target": {"kind": "sensing"},
+        },
+        "receivers": {
+            "readers": {"count": 2, "tasks": ["label"], "channel": "down", "decoder": "group"},
+            "viewers": {"count": 1, "tasks": ["label", "picture"], "channel": "down", "decoder": "local"},
+            "watchers": {"count": 2, "tasks": ["target"], "channel": "radar", "decoder": "local"},
+        },
+        "train": {"batch": 32, "snr_db": {"uniform": [0, 20]}},
+        "federation": {"rounds": 3},
+        "attacks": {"fgsm": {"kind": "fgsm", "objective": {"label": 1}}},
+        "evaluation": {
+            "draws": {"attack": 2, "score": 3},
+            "samples": 1,
+            "grids": [{"attacks": ["none", "noise", "fgsm"], "snr_db": [0, 10], "psr_db": [-10]}],
+        },
+    }
+    return scenario | changes
+
+
+def comparable(results: Results) -> pd.DataFrame:
+    """The table without what may differ between two runs of one scenario."""
+    return results.table.drop(columns=["run_id"])
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return resolve(load_scenario(small()))
+
+
+@pytest.fixture(scope="module")
+def local_results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run(small(), out=tmp_path_factory.mktemp("local"))
+
+
+def replies_of(plan: Plan, state: FederationState, seed: int = 3) -> list[Reply]:
+    work = rounds.tasks(plan, state, plan.partition(seed), seed, range(len(plan.receivers)))
+    return train(plan, work)
+
+
+# ------------------------------------------------------------------------------------------------------ one round
+
+
+def test_sampling_is_a_function_of_seed_and_round_alone() -> None:
+    plan = resolve(load_scenario(small(federation={"rounds": 3, "fraction": 0.4})))
+    drawn = {(seed, number): rounds.sample(plan, seed, number) for seed in (0, 1) for number in range(1, 30)}
+    assert all(len(set(chosen)) == 2 and chosen == sorted(chosen) for chosen in drawn.values())
+    assert drawn == {key: rounds.sample(plan, *key) for key in reversed(list(drawn))}
+    assert len({tuple(chosen) for chosen in drawn.values()}) > 5
+    counts = np.bincount([receiver for chosen in drawn.values() for receiver in chosen], minlength=5)
+    assert counts.min() > 0.4 * counts.mean()
+
+
+def test_the_encoder_is_averaged_over_all_receivers_and_decoders_follow_their_policy(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    after = rounds.combine(plan, state, range(5), replies)
+    # n_i times the sum of the receiver's task weights: readers 1, the viewer 1.5, watchers 1.
+    weights = np.array([reply.examples for reply in replies]) * np.array([1, 1, 1.5, 1, 1])
+    for name, before in state.shared.items():
+        deltas = np.stack([reply.delta[name].double().numpy() for reply in replies])
+        expected = before.double().numpy() + np.tensordot(weights / weights.sum(), deltas, axes=1)
+        np.testing.assert_allclose(after.shared[name].numpy(), expected, rtol=1e-6, atol=1e-7)
+    key = "label@down"
+    for name, before in state.decoders["group/label"].items():
+        members = [(reply.examples, reply.decoders[key][name].double()) for reply in replies[:2]]
+        expected = sum(n * value for n, value in members) / sum(n for n, _ in members)
+        torch.testing.assert_close(after.decoders["group/label"][name].double(), expected, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(after.decoders["group/label"][name], before)
+    for number in (2, 3, 4):
+        receiver = plan.receivers[number]
+        for branch in receiver.branches:
+            kept = after.decoders[owner(plan, receiver, branch)]
+            assert all(torch.equal(kept[name], value) for name, value in replies[number].decoders[branch.key].items())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+def test_an_update_with_non_finite_values_is_rejected_and_counted(plan: Plan, poison: float) -> None:
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    clean = rounds.combine(plan, state, [0, 2, 3, 4], [replies[i] for i in (0, 2, 3, 4)])
+    replies[1].delta["features.0.bias"][0] = poison
+    after = rounds.combine(plan, state, range(5), replies)
+    assert after.history[-1].rejected == {1: "NaN or infinite values"}
+    assert all(torch.equal(after.shared[name], clean.shared[name]) for name in clean.shared)
+    assert all(bool(value.isfinite().all()) for value in after.shared.values())
+
+
+def test_a_poisoned_decoder_alone_is_rejected_too(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    next(iter(replies[3].decoders["target@radar"].values()))[0] = float("nan")
+    after = rounds.combine(plan, state, range(5), replies)
+    assert list(after.history[-1].rejected) == [3]
+    assert all(torch.equal(after.decoders["3/target@radar"][k], v) for k, v in state.decoders["3/target@radar"].items())
+
+
+def test_receivers_that_fail_or_stay_silent_are_counted(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    replies[0] = Reply(0, error="RuntimeError: broken")
+    after = rounds.combine(plan, state, range(5), [reply for reply in replies if reply.receiver != 4])
+    assert after.history[-1].failed == {0: "RuntimeError: broken", 4: "no reply"}
+
+
+def test_too_few_valid_replies_end_the_run(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    broken = [Reply(number, error="RuntimeError: broken") for number in range(3)]
+    with pytest.raises(FederationError, match=r"only 2 of 5 receivers .* needs 3 .*RuntimeError: broken"):
+        rounds.combine(plan, state, range(5), [*broken, *replies_of(plan, state)[3:]])
+
+
+def test_order_of_replies_changes_nothing(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    one, other = (rounds.combine(plan, state, range(5), order) for order in (replies, replies[::-1]))
+    assert all(torch.equal(one.shared[name], other.shared[name]) for name in one.shared)
+
+
+def test_tasks_and_replies_survive_flowers_records(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    work = rounds.tasks(plan, state, plan.partition(3), 3, range(5))
+    text, decoded = decode_tasks(encode_tasks(scenario_text(plan.scenario), work))
+    assert text == scenario_text(plan.scenario)
+    sent = replies_of(plan, state)
+    sent[1] = Reply(1, error="ValueError: no")
+    received = decode_replies(encode_replies(sent))
+    for one, other in zip(work, decoded, strict=True):
+        assert (one.receiver, one.seed, one.round, one.branches) == (
+            other.receiver,
+            other.seed,
+            other.round,
+            other.branches,
+        )
+        np.testing.assert_array_equal(one.indices, other.indices)
+        assert all(torch.equal(one.shared[name], other.shared[name]) for name in one.shared)
+        assert one.decoders.keys() == other.decoders.keys()
+    for reply, back in zip(sent, received, strict=True):
+        assert (reply.receiver, reply.examples, reply.losses, reply.error) == (
+            back.receiver, back.examples, back.losses, back.error,
+        )  # fmt: skip
+        assert all(torch.equal(reply.delta[name], back.delta[name]) for name in reply.delta)
+
+
+def test_work_is_spread_evenly_and_completely(plan: Plan) -> None:
+    work = rounds.tasks(plan, FederationState.initial(plan, 3), plan.partition(3), 3, range(5))
+    shares = balanced(work, 2)
+    assert sorted(task.receiver for share in shares for task in share) == list(range(5))
+    loads = [sum(len(task.indices) for task in share) for share in shares]
+    assert max(loads) - min(loads) <= max(len(task.indices) for task in work)
+
+
+def test_checkpoints_come_back_exactly_and_leave_no_debris(plan: Plan, tmp_path: Path) -> None:
+    state = FederationState.initial(plan, 3)
+    state.optimizer = {"0.exp_avg": torch.randn(3), "0.step": torch.tensor(4.0)}
+    state.save(tmp_path)
+    after = rounds.combine(plan, state, range(5), replies_of(plan, state))
+    after.save(tmp_path)
+    loaded = FederationState.load(tmp_path)
+    assert loaded is not None
+    assert loaded.round == 1
+    assert loaded.history == after.history
+    assert loaded.decoders.keys() == after.decoders.keys()
+    assert all(torch.equal(loaded.shared[name], value) for name, value in after.shared.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00001.safetensors", "state.json"]
+
+
+# -------------------------------------------------------------------------------------------------------- engines
+
+
+def test_two_runs_of_one_seed_give_identical_tables(local_results: Results, tmp_path: Path) -> None:
+    again = run(small(), out=tmp_path)
+    pd.testing.assert_frame_equal(comparable(again), comparable(local_results), check_exact=True)
+    other = run(small(), out=tmp_path, seed=4)
+    assert not comparable(other).drop(columns="seed").equals(comparable(local_results).drop(columns="seed"))
+
+
+def test_ray_gives_the_same_table_as_the_local_engine(local_results: Results, tmp_path: Path) -> None:
+    on_ray = run(small(), ["compute.engine=ray"], out=tmp_path)
+    pd.testing.assert_frame_equal(comparable(on_ray), comparable(local_results), check_exact=True)
+    assert on_ray.manifest["status"] == "finished"
+    assert not list((on_ray.folder / "checkpoints").glob("**/.*"))
+
+
+def test_centralised_training_learns_and_needs_no_flower(tmp_path: Path) -> None:
+    script = (
+        "import json, sys; from fedsem import run; "
+        "r = run(json.loads(sys.argv[1]), ['federation={kind: none, rounds: 8}', 'train.batch=16'], out=sys.argv[2]); "
+        "print(json.dumps([m for m in ('flwr', 'ray') if m in sys.modules])); "
+        "t = r.table; print(t[t.metric.eq('train_loss') & t.task.eq('label')].value.tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(small()), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    imported, losses = done.stdout.strip().splitlines()
+    assert json.loads(imported) == []
+    first, *_, last = json.loads(losses)
+    assert last < first
+
+
+def test_a_receiver_that_raises_is_counted_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fragile(plan: Plan, task: Any) -> Reply:
+        if task.receiver == 1 and task.round == 2:
+            raise RuntimeError("out of battery")
+        reply = real_train_receiver(plan, task)
+        if task.receiver == 4 and task.round == 3:
+            reply.delta["features.0.bias"][0] = float("nan")
+        return reply
+
+    monkeypatch.setattr("fedsem.training.train_receiver", fragile)
+    results = run(small(), out=tmp_path)
+    table = results.table[results.table["stage"].eq("federate")]
+    failed = table[table["metric"].eq("failed_receivers")].set_index("round")["value"]
+    rejected = table[table["metric"].eq("rejected_updates")].set_index("round")["value"]
+    assert failed.to_dict() == {1: 0, 2: 1, 3: 0}
+    assert rejected.to_dict() == {1: 0, 2: 0, 3: 1}
+    log = (results.folder / "run.log").read_text()
+    assert "out of battery" in log
+    assert "receiver 4 rejected" in log
+
+
+def test_losing_too_many_receivers_ends_the_run_without_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(plan: Plan, task: Any) -> Reply:
+        raise RuntimeError("out of battery")
+
+    monkeypatch.setattr("fedsem.training.train_receiver", dead)
+    with pytest.raises(FederationError, match="out of battery"):
+        run(small(), out=tmp_path)
+    (folder,) = (tmp_path / "small").iterdir()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
+    assert not (folder / "table.parquet").exists()
+    assert not (folder / "report.html").exists()
+
+
+# ------------------------------------------------------------------------------------------- killing and resuming
+
+
+def start(tmp_path: Path, scenario: dict[str, Any]) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start `fedsem run` in a process group of its own and wait for its folder."""
+    file = tmp_path / "scenario.yaml"
+    file.write_text(json.dumps(scenario))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedsem", "run", str(file), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: any((tmp_path / "out").glob("*/*/manifest.json")), process)
+    return process, next((tmp_path / "out").glob("*/*"))
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def round_done(folder: Path) -> int:
+    files = list(folder.glob("checkpoints/*/state.json"))
+    return json.loads(files[0].read_text())["round"] if files else 0
+
+
+@pytest.mark.parametrize("moment", ["between rounds", "during evaluation"])
+def test_a_killed_run_resumes_to_the_same_table(local_results: Results, tmp_path: Path, moment: str) -> None:
+    process, folder = start(tmp_path, small())
+    if moment == "between rounds":
+        wait_for(lambda: round_done(folder) in (1, 2), process)
+    else:
+        wait_for(lambda: round_done(folder) == 3, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "table.parquet").exists()
+    resumed = run(resume=folder)
+    pd.testing.assert_frame_equal(comparable(resumed), comparable(local_results), check_exact=True)
+    assert resumed.folder == folder
+
+
+def test_resuming_a_finished_run_computes_nothing(local_results: Results) -> None:
+    before = (local_results.folder / "table.csv").read_bytes()
+    states = {path: path.stat().st_mtime_ns for path in local_results.folder.glob("checkpoints/*/*")}
+    again = run(resume=local_results.folder)
+    assert (again.folder / "table.csv").read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in again.folder.glob("checkpoints/*/*")} == states
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_ctrl_c_ends_within_three_seconds_and_leaves_no_process(tmp_path: Path, engine: str) -> None:
+    scenario = small(federation={"rounds": 500}, compute={"engine": engine, "workers": 2})
+    process, folder = start(tmp_path, scenario)
+    wait_for(lambda: round_done(folder) >= 1, process)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert (len(below) > 0) == (engine == "ray")
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - pressed < 3
+    assert process.returncode == 130
+    assert b"Interrupted" in said
+    assert b"Traceback" not in said
+    _, alive = psutil.wait_procs(below, timeout=1)
+    assert not alive
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
