@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
 
-from fedsem.errors import FedsemError
+from fedsem import __version__
+from fedsem.errors import FedsemError, closest
+
+
+class _Choice(click.Choice[str]):
+    """One of some words; a misspelt one is told the closest."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return f"unknown value '{value}'.{closest(str(value), self.choices)}"
+
+
+class _Commands(TyperGroup):
+    """Says what is wrong with a command line in one sentence, without click's usage lines before it."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _usage():
+            return super().make_context(*args, **kwargs)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"unknown command '{args[0]}'.{closest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _usage():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="A testbed for the robustness of federated semantic communications.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -29,70 +55,92 @@ err = Console(stderr=True)
 
 Setting = Annotated[list[str] | None, typer.Option("--set", help="override a key of the scenario: a.b=value")]
 
+LISTINGS = (
+    "attacks",
+    "defenses",
+    "channels",
+    "tasks",
+    "datasets",
+    "partitions",
+    "encoders",
+    "aggregators",
+    "scenarios",
+)
 
-class Device(StrEnum):
-    """Where the arithmetic runs."""
 
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"fedsem {__version__}", highlight=False)
+        raise typer.Exit
 
 
-class Listing(StrEnum):
-    """What can be listed."""
-
-    ATTACKS = "attacks"
-    DEFENSES = "defenses"
-    CHANNELS = "channels"
-    TASKS = "tasks"
-    DATASETS = "datasets"
-    PARTITIONS = "partitions"
-    ENCODERS = "encoders"
-    AGGREGATORS = "aggregators"
-    SCENARIOS = "scenarios"
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        out.print(context.get_help(), markup=False, highlight=False)
 
 
 @app.command()
 def run(
-    scenario: Annotated[str | None, typer.Argument(help="a YAML file, or the name of a shipped scenario")] = None,
+    scenario: Annotated[str | None, typer.Argument(hidden=True)] = None,
     settings: Setting = None,
-    folder: Annotated[Path, typer.Option("--out", help="results go to OUT/<scenario>/<run id>")] = Path("results"),
-    device: Annotated[Device | None, typer.Option(help="replaces compute.device")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="results go to OUT/<scenario>/<run id>; default: results")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(click_type=_Choice(["auto", "cpu", "cuda"]), help="replaces compute.device")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="replaces seeds by this one")] = None,
     resume: Annotated[Path | None, typer.Option(help="finish the run in this folder")] = None,
 ) -> None:
-    """Train and evaluate a scenario; write table, figures and report."""
-    with _sentences():
+    """Train and evaluate a scenario; write table, figures and report.
+
+    SCENARIO is a YAML file, or the name of a shipped scenario.
+    """
+    with _sentences("; finish the run with: fedsem run --resume RUN_DIR"):
+        if resume is not None and folder is not None:
+            raise FedsemError("A resumed run stays in its folder: leave out --out.")
         from fedsem.runner import run as run_scenario
 
         with _bars() as progress:
             results = run_scenario(
                 scenario,
                 settings or [],
-                out=folder,
-                device=device.value if device else None,
+                out=folder or "results",
+                device=device,
                 seed=seed,
                 resume=resume,
                 progress=progress,
             )
         for sentence in results.warnings():
-            err.print(f"Warning: {sentence}", style="yellow", highlight=False)
-        out.print(results.summary())
-        out.print(f"Report: {results.folder / 'report.html'}", highlight=False, soft_wrap=True)
+            err.print(f"Warning: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        out.print(results.summary(), markup=False, soft_wrap=True)
+        out.print(f"Report: {results.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def validate(
-    scenario: Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped scenario")],
+    scenario: Annotated[str, typer.Argument(hidden=True)],
     settings: Setting = None,
 ) -> None:
-    """Check a scenario against its data and plug-ins without running it."""
+    """Check a scenario against its data and plug-ins.
+
+    SCENARIO is a YAML file, or the name of a shipped scenario. Nothing is trained or written.
+    """
     with _sentences():
         from fedsem.plan import resolve
         from fedsem.scenario import cells, check_scenario, load_scenario
 
         checked = load_scenario(scenario, settings or [])
-        trainings = [resolve(check_scenario(cell.tree)) for cell in cells(checked)]
+        trainings = []
+        for cell in cells(checked):
+            with cell.named():
+                trainings.append(resolve(check_scenario(cell.tree)))
         receivers = len(trainings[0].receivers)
         out.print(
             f"The scenario '{checked.name}' is valid: {len(trainings) * len(checked.seeds)} training(s), "
@@ -101,34 +149,43 @@ def validate(
         )
 
 
-@app.command("list")
-def list_plugins(what: Annotated[Listing, typer.Argument(help="what to list")]) -> None:
-    """List what a scenario can name."""
+@app.command("list", help=f"List what a scenario can name.\n\nWHAT is one of: {', '.join(LISTINGS)}.")
+def list_plugins(
+    what: Annotated[str, typer.Argument(click_type=_Choice(LISTINGS), metavar="WHAT", hidden=True)],
+) -> None:
     with _sentences():
-        table = Table(box=None, pad_edge=False)
-        table.add_column("name", style="bold", no_wrap=True)
-        table.add_column("")
-        if what is Listing.SCENARIOS:
+        if what == "scenarios":
             from fedsem.scenario import shipped_scenarios
 
-            for name, path in shipped_scenarios().items():
-                lines = (line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines())
-                table.add_row(name, next(lines, ""))
+            texts = {name: _opening(path.read_text(encoding="utf-8")) for name, path in shipped_scenarios().items()}
         else:
             from fedsem.registry import names
 
-            for name, cls in names(what.value.removesuffix("s")).items():
-                table.add_row(name, (cls.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "))
-        out.print(table if table.row_count else f"No {what.value} are installed.")
+            texts = {name: (cls.__doc__ or "").strip() for name, cls in names(what.removesuffix("s")).items()}
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        for name, text in texts.items():
+            # Not as markup: a docstring's [low, high] is none.
+            table.add_row(Text(name), Text(" ".join(text.partition("\n\n")[0].split())))
+        out.print(table if texts else f"No {what} are installed.")
+
+
+def _opening(scenario: str) -> str:
+    """The comment that a scenario begins with."""
+    lines = [line.removeprefix("#").strip() for line in scenario.splitlines() if line.startswith("#")]
+    return "\n".join(lines)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="folder of a run")]) -> None:
-    """Draw the figures and the report of a finished run again, from its table alone."""
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]) -> None:
+    """Draw figures and report of a finished run again.
+
+    RUN_DIR is the run's folder, results/<scenario>/<run id>; its table alone is read.
+    """
     with _sentences():
         from fedsem.reporting.results import Results
 
-        out.print(f"Report: {Results(folder).report()}", highlight=False, soft_wrap=True)
+        out.print(f"Report: {Results(folder).report()}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -137,7 +194,7 @@ def schema() -> None:
     with _sentences():
         from fedsem.scenario import json_schema
 
-        sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+        out.print_json(data=json_schema(), ensure_ascii=True, highlight=out.is_terminal)
 
 
 def main() -> None:
@@ -146,12 +203,28 @@ def main() -> None:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """Turn errors into one sentence and an exit code; FEDSEM_DEBUG=1 shows tracebacks instead."""
+def _usage() -> Iterator[None]:
+    """Turn click's errors into one sentence and exit code 2."""
+    try:
+        yield
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "fedsem"
+        message = " ".join(error.format_message().split())
+        _fail(f"{message}{'' if message.endswith(('.', '?', '?)')) else '.'} Try '{command} --help'.", error.exit_code)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    err.print(f"Error: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code) from None
+
+
+@contextmanager
+def _sentences(if_interrupted: str = "") -> Iterator[None]:
+    """Turn errors into one sentence and exit code 1; FEDSEM_DEBUG=1 shows tracebacks instead."""
     try:
         yield
     except KeyboardInterrupt:
-        err.print("Interrupted; finish the run with: fedsem run --resume RUN_DIR", highlight=False)
+        err.print(f"Interrupted{if_interrupted}", highlight=False)
         raise typer.Exit(130) from None
     except typer.Exit:
         raise
@@ -159,14 +232,10 @@ def _sentences() -> Iterator[None]:
         if os.environ.get("FEDSEM_DEBUG") == "1":
             raise
         if isinstance(error, FedsemError):
-            sentence = str(error)
-        else:
-            sentence = (
-                f"Something went wrong inside fedsem ({type(error).__name__}: {error}); "
-                "set FEDSEM_DEBUG=1 to see where, and please report it."
-            )
-        err.print(f"Error: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+            _fail(str(error), 1)
+        # FedsemError makes one line of whatever a library says.
+        sentence = FedsemError(f"Something went wrong inside fedsem ({type(error).__name__}: {error})")
+        _fail(f"{sentence}; set FEDSEM_DEBUG=1 to see where, and please report it.", 1)
 
 
 @contextmanager

@@ -138,8 +138,10 @@ class Plugin:
             raise _error(f"should be a mapping with a 'kind', or the name of one {self.group}, not {shown(value)}")
         if "kind" not in value:
             raise _error(f"needs a 'kind'.{closest('', names(self.group))}")
+        if not isinstance(value["kind"], str):
+            raise _error(f"'kind' should be the name of one {self.group}, not {shown(value['kind'])}")
         try:
-            cls = find(self.group, str(value["kind"]))
+            cls = find(self.group, value["kind"])
         except KeyError as error:
             raise _error(error.args[0]) from None
         return cls.model_validate({key: option for key, option in value.items() if key != "kind"})
@@ -147,7 +149,9 @@ class Plugin:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         known = names(self.group)
         short = [name for name, cls in known.items() if not any(f.is_required() for f in cls.model_fields.values())]
-        return {"anyOf": [{"enum": short}, *(handler(cls.__pydantic_core_schema__) for cls in known.values())]}
+        # pydantic calls this hook for fields of a model's type, not for a bare core schema.
+        written = [cls.__get_pydantic_json_schema__(cls.__pydantic_core_schema__, handler) for cls in known.values()]
+        return {"anyOf": [{"enum": short}, *written]}
 
 
 def _error(message: str) -> PydanticCustomError:

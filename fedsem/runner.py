@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fedsem.evaluation.evaluate import evaluate
 from fedsem.evaluation.point import Point, load_points, save_points
 from fedsem.evaluation.tabulate import rows as evaluation_rows
 from fedsem.evaluation.trained import TrainedLink
-from fedsem.federation.engine import federated, single_thread
+from fedsem.federation.engine import federated, finished, single_thread
 from fedsem.federation.history import rows as history_rows
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
@@ -57,6 +58,7 @@ def run(
     device: str | None = None,
     seed: int | None = None,
     resume: str | Path | None = None,
+    reuse: str | Path | None = None,
     progress: Progress = _silent,
 ) -> Results:
     """Run a scenario and return its results.
@@ -68,6 +70,8 @@ def run(
         device: `auto`, `cpu` or `cuda`; replaces `compute.device`.
         seed: replaces `seeds` by this one.
         resume: folder of a run to finish, instead of a scenario; nothing that is finished is computed again.
+        reuse: folder of another run, whose finished trainings are taken where they are identical: the same data, link,
+            receivers, training, federation and seed, whatever is evaluated.
         progress: told how far the run is.
 
     Raises:
@@ -88,10 +92,12 @@ def run(
         assert scenario is not None
         checked = load_scenario(scenario, overrides, seed)
         plans = _plans(checked)
+        if reuse is not None:
+            Store.open(Path(reuse))
         store = Store.create(checked, Path(out), str(plans[0][1].device))
     with _logged(store.folder / "run.log"):
         try:
-            _run(checked, plans, store, progress)
+            _run(checked, plans, store, Path(reuse) if reuse is not None else None, progress)
         except KeyboardInterrupt:
             store.write_manifest(status="interrupted", finished=now())
             raise
@@ -109,7 +115,8 @@ def _plans(scenario: Scenario) -> list[tuple[str, Plan]]:
     plans = []
     for cell in cells(scenario):
         name = "; ".join(f"{path}={_short(value)}" for path, value in cell.settings.items())
-        plans.append((name, resolve(check_scenario(cell.tree))))
+        with cell.named():
+            plans.append((name, resolve(check_scenario(cell.tree))))
     return plans
 
 
@@ -120,9 +127,18 @@ def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def _run(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, progress: Progress) -> None:
+def _run(
+    scenario: Scenario,
+    plans: Sequence[tuple[str, Plan]],
+    store: Store,
+    reuse: Path | None,
+    progress: Progress,
+) -> None:
     store.write_manifest(status="running", finished=None)
     units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+
+    if reuse is not None:
+        _reuse(units, reuse, store)
 
     def trained(number: int, done: int) -> None:
         progress("federate", units[number].label, done, units[number].plan.scenario.federation.rounds)
@@ -157,6 +173,20 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> _Unit:
     job = Job(text, seed, store.stage("checkpoints", key, label))
     both = json.dumps([key, content["attacks"], content["evaluation"]], sort_keys=True)
     return _Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
+
+
+def _reuse(units: Sequence[_Unit], folder: Path, store: Store) -> None:
+    """Copy finished trainings of another run: their folders' names end with the same hash."""
+    taken = []
+    for unit in units:
+        digest = unit.job.folder.name.rpartition("-")[2]
+        for found in (folder / "checkpoints").glob(f"*-{digest}"):
+            if finished(Job(unit.job.text, unit.job.seed, found)) and not unit.job.folder.exists():
+                partial = unit.job.folder.with_name(f".{unit.job.folder.name}")
+                shutil.copytree(found, partial, dirs_exist_ok=True)
+                partial.rename(unit.job.folder)
+                taken.append(unit.label)
+    store.write_manifest(reused={"run": folder.name, "trainings": taken})
 
 
 def _evaluate(unit: _Unit, progress: Progress) -> None:

@@ -7,43 +7,72 @@ Every model here refuses unknown keys. `load_scenario` reads a file, applies ``-
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from fedsem.errors import ScenarioError, closest
+from fedsem.errors import FedsemError, ScenarioError, closest, shown
 from fedsem.registry import Plugin
 from fedsem.strict import Strict
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME, text, re.ASCII):
+        raise ValueError(f"names begin with a letter and hold letters, digits, '_' and '-' only, not {shown(text)}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
 Decibel = Annotated[float, Field(ge=-200, le=200)]
 
 
 class Uniform(Strict):
     """A value drawn anew for each example, uniform in [low, high] dB."""
 
-    uniform: tuple[Decibel, Decibel]
+    # A list in YAML; strict tuples would refuse it.
+    uniform: Annotated[tuple[Decibel, Decibel], Field(strict=False)]
 
     @model_validator(mode="after")
     def _ordered(self) -> Uniform:
         if self.uniform[0] >= self.uniform[1]:
             raise ValueError(f"the range {list(self.uniform)} is empty or negative; write [low, high] with low < high")
         return self
+
+
+def _number_or_range(value: Any) -> str | None:
+    if isinstance(value, (Mapping, Uniform)):
+        return "range"
+    return "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+Level = Annotated[
+    Annotated[Decibel, Tag("number")] | Annotated[Uniform, Tag("range")],
+    Discriminator(_number_or_range, "choice", "should be a number of dB or {uniform: [low, high]}"),
+]
+"""A fixed number of dB, or one drawn for each example. The discriminator makes the error that of the branch meant."""
 
 
 class Compute(Strict):
@@ -61,7 +90,13 @@ class Compute(Strict):
 
 
 class Link(Strict):
-    """The transmitter: encoder, symbol alphabet and power constraint (design section 4)."""
+    """The transmitter (design section 4).
+
+    Attributes:
+        encoder: the network from images to numbers.
+        symbols: real or complex numbers on air; over AWGN the same channel at equal nc.
+        power: the mean power 1 per use holds for each example, or on average over a batch.
+    """
 
     encoder: Annotated[Any, Plugin("encoder")] = Field({"kind": "cnn"}, validate_default=True)
     symbols: Literal["real", "complex"] = "real"
@@ -69,15 +104,25 @@ class Link(Strict):
 
 
 class Receivers(Strict):
-    """A group of `count` receivers with the same tasks, channel and decoder policy.
+    """A group of receivers with the same tasks, channel and decoder policy.
 
-    `channel` names one entry of `channels`, or maps each task to one. `decoder: local` keeps a receiver's decoders on
-    it; `group` averages them over all receivers that hold the same task.
+    Attributes:
+        count: how many receivers.
+        tasks: names from `tasks`.
+        channel: one name from `channels`, or a mapping from each task to one.
+        decoder: `local` keeps a receiver's decoders on it; `group` averages them over all receivers of the same task.
     """
 
-    count: PositiveInt
+    count: Annotated[int, Field(ge=1, le=1_000_000)]
     tasks: list[Name] = Field(min_length=1)
-    channel: Name | dict[Name, Name]
+    channel: Annotated[
+        Annotated[Name, Tag("one")] | Annotated[dict[Name, Name], Tag("each")],
+        Discriminator(
+            lambda value: {str: "one", dict: "each"}.get(type(value)),
+            "choice",
+            "should be the name of a channel, or a mapping from tasks to channels",
+        ),
+    ]
     decoder: Literal["local", "group"] = "local"
 
     def channel_of(self, task: str) -> str | None:
@@ -104,19 +149,35 @@ class Optimizer(Strict):
 
 
 class Train(Strict):
-    """Local training of one receiver in one round."""
+    """Local training of one receiver in one round.
+
+    Attributes:
+        epochs: passes over the receiver's images.
+        batch: images per step.
+        optimizer: of the receiver.
+        snr_db: fixed, or {uniform: [low, high]}, drawn anew for each example.
+        augment: random changes of the training images.
+    """
 
     epochs: PositiveInt = 1
     batch: PositiveInt = 64
     optimizer: Optimizer = Optimizer()
-    snr_db: Decibel | Uniform = 10.0
-    sensing_snr_db: Decibel | Uniform | None = Field(None, description="for sensing channels; default: snr_db")
+    snr_db: Level = 10.0
+    sensing_snr_db: Level | None = Field(None, description="for sensing channels; default: snr_db")
     draws: PositiveInt = Field(1, description="channel draws per image and step; the encoder runs once for all of them")
     augment: list[Literal["flip", "crop"]] = []
 
 
 class Federation(Strict):
-    """Who trains together. `kind: none` is the centralised reference: one learner with all data and all tasks."""
+    """Who trains together.
+
+    Attributes:
+        kind: `flower`, or `none` for the centralised reference: one learner with all data and all tasks.
+        rounds: how often the receivers train and are averaged.
+        fraction: share of the receivers that each round asks.
+        aggregator: how their updates are combined.
+        server_optimizer: none yet.
+    """
 
     kind: Literal["flower", "none"] = "flower"
     rounds: PositiveInt = 10
@@ -130,16 +191,28 @@ class Federation(Strict):
 
 
 class Draws(Strict):
-    """Channel draws per test image: `attack` for the gradient of an expectation, `score` for every reported number."""
+    """Channel draws per test image.
+
+    Attributes:
+        attack: for the gradient of an expectation.
+        score: for every reported number.
+    """
 
     attack: PositiveInt = 8
     score: PositiveInt = 32
 
 
 class Grid(Strict):
-    """A grid of evaluation points. A sensing task is scored over `sensing_snr_db` (default: `snr_db`)."""
+    """A grid of evaluation points.
 
-    attacks: list[Name] = ["none"]
+    Attributes:
+        attacks: names from `attacks`, `none`, and `noise` of the same power.
+        snr_db: signal-to-noise ratios, before fading.
+        sensing_snr_db: those of sensing tasks; default: snr_db.
+        psr_db: perturbation-to-signal ratios of the attacks.
+    """
+
+    attacks: list[Name] = Field(["none"], min_length=1)
     snr_db: list[Decibel] = Field(min_length=1)
     sensing_snr_db: list[Decibel] | None = Field(None, min_length=1)
     psr_db: list[Decibel] | None = Field(None, min_length=1)
@@ -149,9 +222,8 @@ class Grid(Strict):
         if any(name != "none" for name in self.attacks) and self.psr_db is None:
             raise ValueError("attacks need 'psr_db', the list of perturbation-to-signal ratios in dB")
         for key in ("attacks", "snr_db", "sensing_snr_db", "psr_db"):
-            values = getattr(self, key) or []
-            if len(set(values)) != len(values):
-                raise ValueError(f"'{key}' lists a value twice")
+            if (twice := _twice(getattr(self, key) or [])) is not None:
+                raise ValueError(f"'{key}' lists {shown(twice)} twice")
         return self
 
 
@@ -166,23 +238,53 @@ class Evaluation(Strict):
 
 
 class Use(Strict):
-    """What is active in training."""
+    """What is active in training.
+
+    Attributes:
+        attacks: names from `attacks`.
+        defenses: names from `defenses`.
+    """
 
     attacks: list[Name] = []
     defenses: list[Name] = []
 
 
-def _shorthand_none(value: Any) -> Any:
-    return {"kind": "none"} if value == "none" else value
+def _twice(values: Sequence[Any]) -> Any:
+    """The first value that is there already; None where all differ."""
+    return next((value for i, value in enumerate(values) if value in values[:i]), None)
+
+
+def _shorthand(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
 
 
 class Scenario(Strict):
-    """A whole experiment (design section 2). `sweep` maps dotted keys to lists: one training for each combination."""
+    """A whole experiment.
+
+    Attributes:
+        schema: version of this format.
+        name: what the folder of its results is called.
+        description: for readers.
+        seeds: one training for each.
+        compute: engine, device and precision.
+        data: the images, and who holds them.
+        link: the transmitter.
+        channels: what happens on air, by names of your choice.
+        tasks: what receivers want to know, by names of your choice.
+        receivers: groups of receivers, by names of your choice.
+        train: local training.
+        federation: who trains together.
+        attacks: adversaries, by names of your choice.
+        defenses: what stands against them, by names of your choice.
+        use: which of them are active in training.
+        sweep: dotted keys and lists of values; one training for each combination.
+        evaluation: what is measured after training.
+    """
 
     version: Literal[1] = Field(1, alias="schema")
     name: Name
     description: str = ""
-    seeds: list[NonNegativeInt] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0], min_length=1)
     compute: Compute = Compute()
     data: Annotated[Any, Plugin("dataset")]
     link: Link = Field(default_factory=Link)
@@ -190,30 +292,41 @@ class Scenario(Strict):
     tasks: dict[Name, Annotated[Any, Plugin("task")]] = Field(min_length=1)
     receivers: dict[Name, Receivers] = Field(min_length=1)
     train: Train = Train()
-    federation: Annotated[Federation, BeforeValidator(_shorthand_none)] = Field(default_factory=Federation)
+    federation: Annotated[
+        Federation, BeforeValidator(_shorthand, json_schema_input_type=Federation | Literal["flower", "none"])
+    ] = Field(default_factory=Federation)
     attacks: dict[Name, Annotated[Any, Plugin("attack")]] = {}
     defenses: dict[Name, Annotated[Any, Plugin("defense")]] = {}
     use: Use = Use()
-    sweep: dict[str, list[Any]] = {}
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _names_exist(self) -> Scenario:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise _At("seeds", "lists a seed twice")
+        lists: dict[str, list[Any]] = {
+            "seeds": self.seeds,
+            "train.augment": self.train.augment,
+            "use.attacks": self.use.attacks,
+            "use.defenses": self.use.defenses,
+            **{f"receivers.{group}.tasks": receivers.tasks for group, receivers in self.receivers.items()},
+            **{f"sweep.{path}": values for path, values in self.sweep.items()},
+        }
+        for path, values in lists.items():
+            if (twice := _twice(values)) is not None:
+                raise _At(path, f"lists {shown(twice)} twice")
         for reserved in ("none", "noise"):
             if reserved in self.attacks:
                 raise _At(f"attacks.{reserved}", f"'{reserved}' is built in; give your attack another name")
         for group, receivers in self.receivers.items():
             where = f"receivers.{group}"
-            if len(set(receivers.tasks)) != len(receivers.tasks):
-                raise _At(f"{where}.tasks", "lists a task twice")
             for task in receivers.tasks:
                 _known(f"{where}.tasks", "task", task, self.tasks)
                 channel = receivers.channel_of(task)
                 if channel is None:
                     raise _At(f"{where}.channel", f"names no channel for the task '{task}'")
                 _known(f"{where}.channel", "channel", channel, self.channels)
+            for task in receivers.channel if isinstance(receivers.channel, dict) else ():
+                _known(f"{where}.channel", "task", task, receivers.tasks)
         held = {task for receivers in self.receivers.values() for task in receivers.tasks}
         for task in self.tasks:
             if task not in held:
@@ -221,6 +334,9 @@ class Scenario(Strict):
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
+        for path in self.sweep:
+            if path.partition(".")[0] in ("schema", "name", "description", "seeds", "sweep"):
+                raise _At(f"sweep.{path}", "this key cannot be swept")
         for attack in self.use.attacks:
             _known("use.attacks", "attack", attack, self.attacks)
         for defense in self.use.defenses:
@@ -257,16 +373,19 @@ def find_scenario(scenario: str | Path) -> Path:
         ScenarioError: there is neither.
     """
     path = Path(scenario)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+        folder = path.is_dir()
+    except OSError as error:
+        raise ScenarioError(f"The scenario file '{scenario}' cannot be read ({error.strerror}).") from error
     shipped = shipped_scenarios()
     if str(scenario) in shipped:
         return shipped[str(scenario)]
     if path.suffix in (".yaml", ".yml") and path.stem in shipped and path.parent.name == "scenarios":
         return shipped[path.stem]
-    raise ScenarioError(
-        f"There is no scenario file '{scenario}', and no shipped scenario has that name.{closest(path.stem, shipped)}"
-    )
+    what = f"'{scenario}' is a folder, not a scenario file" if folder else f"There is no scenario file '{scenario}'"
+    raise ScenarioError(f"{what}, and no shipped scenario has that name.{closest(path.stem, shipped)}")
 
 
 def shipped_scenarios() -> dict[str, Path]:
@@ -282,17 +401,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ScenarioError: the file cannot be read, is not YAML, or does not hold a mapping.
     """
     try:
-        content = _yaml().load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"The scenario file '{path}' cannot be read ({error}).") from error
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error).strip().splitlines()[0]
-        raise ScenarioError(f"The scenario file '{path}'{where} is not valid YAML: {problem}.") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"The scenario file '{path}' is not a text file in UTF-8.") from error
+    except OSError as error:
+        raise ScenarioError(f"The scenario file '{path}' cannot be read ({error.strerror}).") from error
+    content = _parse(text, f"The scenario file '{path}'")
     if not isinstance(content, dict):
-        raise ScenarioError(f"The scenario file '{path}' must hold a mapping of keys such as 'name' and 'data'.")
+        have = "is empty" if content is None else f"holds {shown(content)}"
+        raise ScenarioError(f"The scenario file '{path}' {have}; it needs a mapping of keys such as 'name' and 'data'.")
     return content
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return _yaml().load(io.StringIO(text))
+    except RecursionError as error:
+        raise ScenarioError(f"{where} is nested too deeply.") from error
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # ruamel lets a scalar's ValueError through, such as that of the date 2020-99-99, and worse for odd tags.
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).strip().partition("\n")[0].rstrip(".")
+        raise ScenarioError(f"{where}{line} is not valid YAML: {problem}.") from error
 
 
 def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -303,21 +434,19 @@ def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
             mapping or list.
     """
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals or not path.strip():
+        path, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not path:
             raise ScenarioError(
                 f"--set needs the form a.b=value, for example --set federation.rounds=2, not '{setting}'."
             )
+        value = _parse(text, f"--set {path}: the value '{text}'")
+        head, _, rest = path.partition(".")
         try:
-            value = _yaml().load(io.StringIO(text))
-        except YAMLError as error:
-            raise ScenarioError(f"--set {path}: the value '{text}' is not valid YAML.") from error
-        head, _, rest = path.strip().partition(".")
-        if head == "sweep" and rest:
             # The keys of `sweep` are dotted paths themselves.
-            tree = {**tree, "sweep": {**(tree.get("sweep") or {}), rest: value}}
-        else:
-            tree = assign(tree, path.strip(), value)
+            keys = (head, rest) if head == "sweep" and rest else path.split(".")
+            tree = _assigned(tree, keys, value)
+        except ScenarioError as error:
+            raise ScenarioError(f"--set {path}: {error}") from None
     return tree
 
 
@@ -327,18 +456,22 @@ def assign(tree: Any, path: str, value: Any) -> Any:
     Raises:
         ScenarioError: the path runs through a scalar, or names a list item that does not exist.
     """
-    head, _, rest = path.partition(".")
+    return _assigned(tree, path.split("."), value)
+
+
+def _assigned(tree: Any, keys: Sequence[str], value: Any, done: str = "") -> Any:
+    if not keys:
+        return value
+    key, rest, here = keys[0], keys[1:], f"{done}.{keys[0]}" if done else keys[0]
     if isinstance(tree, list):
-        if not head.isdigit() or int(head) >= len(tree):
-            raise ScenarioError(f"'{path}': there is no list item '{head}' (items are 0 to {len(tree) - 1}).")
-        items = list(tree)
-        items[int(head)] = assign(items[int(head)], rest, value) if rest else value
-        return items
+        if key not in map(str, range(len(tree))):
+            raise ScenarioError(f"'{done}' has no item '{key}'; it has {len(tree)}, numbered from 0.")
+        index = int(key)
+        return [*tree[:index], _assigned(tree[index], rest, value, here), *tree[index + 1 :]]
     if tree is not None and not isinstance(tree, Mapping):
-        raise ScenarioError(f"'{path}' cannot be set: '{tree}' is a value, not a mapping.")
+        raise ScenarioError(f"'{done}' is {shown(tree)}, not a mapping, so '{here}' cannot be set.")
     mapping = dict(tree or {})
-    mapping[head] = assign(mapping.get(head), rest, value) if rest else value
-    return mapping
+    return {**mapping, key: _assigned(mapping.get(key), rest, value, here)}
 
 
 def load_scenario(
@@ -365,20 +498,25 @@ def load_scenario(
         tree = {**tree, "seeds": [seed]}
     checked = check_scenario(tree)
     for cell in cells(checked):
-        check_scenario(cell.tree)
+        with cell.named():
+            check_scenario(cell.tree)
     return checked
 
 
 def check_scenario(tree: Mapping[str, Any]) -> Scenario:
-    """Validate a parsed scenario; the first thing wrong becomes one sentence.
+    """Validate a parsed scenario.
+
+    Where several things are wrong, an unknown key is reported first, as it may explain why another one is missing;
+    then the first wrong key in the order of the schema (that of the design's example).
 
     Raises:
         ScenarioError: see `load_scenario`.
     """
+    tree = _plain(tree, ())
     try:
         return Scenario.model_validate(tree)
     except ValidationError as error:
-        raise ScenarioError(_sentence(error)) from None
+        raise ScenarioError(_sentence(error, tree)) from None
 
 
 def dump_scenario(scenario: Scenario) -> dict[str, Any]:
@@ -400,24 +538,32 @@ class Cell(Strict):
     settings: dict[str, Any]
     tree: dict[str, Any]
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors inside the block say which values of the sweep they belong to."""
+        try:
+            yield
+        except FedsemError as error:
+            if not self.settings:
+                raise
+            values = ", ".join(f"sweep.{path} = {shown(value)}" for path, value in self.settings.items())
+            raise type(error)(f"With {values}: {error}") from error
+
 
 def cells(scenario: Scenario) -> list[Cell]:
     """All combinations of `sweep`, in order; one cell without settings where there is no sweep.
 
     Raises:
-        ScenarioError: a swept key has no values or cannot be set.
+        ScenarioError: a swept key cannot be set.
     """
-    tree = dump_scenario(scenario)
-    tree["sweep"] = {}
-    combinations: list[Cell] = [Cell(settings={}, tree=tree)]
-    for path, values in scenario.sweep.items():
-        if not values:
-            raise ScenarioError(f"sweep.{path}: needs at least one value.")
-        combinations = [
-            Cell(settings={**cell.settings, path: value}, tree=assign(cell.tree, path, value))
-            for cell in combinations
-            for value in values
-        ]
+    whole = {**dump_scenario(scenario), "sweep": {}}
+    combinations = []
+    for values in product(*scenario.sweep.values()):
+        cell = Cell(settings=dict(zip(scenario.sweep, values, strict=True)), tree=whole)
+        with cell.named():
+            for path, value in cell.settings.items():
+                cell = cell.model_copy(update={"tree": assign(cell.tree, path, value)})
+        combinations.append(cell)
     return combinations
 
 
@@ -425,45 +571,90 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of the scenario, for editors."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "fedsem scenario",
         **Scenario.model_json_schema(by_alias=True),
+        "title": "fedsem scenario",
     }
 
 
 # ------------------------------------------------------------------------------------------ errors in plain words
 
 
-def _sentence(error: ValidationError) -> str:
-    """The most telling of pydantic's errors, as one sentence with the YAML path.
+_WORDS = {
+    "missing": "this key is required",
+    "int_type": "should be a whole number, not {given}",
+    "float_type": "should be a number, not {given}",
+    "string_type": "should be text, not {given}",
+    "bool_type": "should be true or false, not {given}",
+    "list_type": "should be a list, not {given}",
+    "tuple_type": "should be a list, not {given}",
+    "dict_type": "should be a mapping, not {given}",
+    "model_type": "should be a mapping, not {given}",
+    "none_required": "should be null, not {given}",
+    "finite_number": "should be a finite number, not {given}",
+    "greater_than": "should be more than {gt}, not {given}",
+    "greater_than_equal": "should be at least {ge}, not {given}",
+    "less_than": "should be less than {lt}, not {given}",
+    "less_than_equal": "should be at most {le}, not {given}",
+    "too_short": "has too few items: {given}",
+    "too_long": "has too many items: {given}",
+    "value_error": "{error}",
+    "assertion_error": "{error}",
+}
+"""pydantic's types of errors in our words; what is not here keeps pydantic's."""
 
-    A union reports one error for each branch: what our own validators said, and what lies deepest, tells most.
-    """
-    first = max(
-        error.errors(),
-        key=lambda item: (item["type"] in ("value_error", "plugin", "unknown_key"), len(_yaml_path(item["loc"]))),
-    )
-    context = first.get("ctx", {})
+
+def _sentence(error: ValidationError, tree: Any) -> str:
+    """The most telling of pydantic's errors, as one sentence with the YAML path."""
+    problems = error.errors()
+    first = next((problem for problem in problems if problem["type"] == "unknown_key"), problems[0])
+    kind, given = first["type"], first["input"]
+    context = {key: f"{value:g}" if isinstance(value, float) else value for key, value in first.get("ctx", {}).items()}
+    path: list[str] = []
+    for part in first["loc"]:
+        # Not every part is a key: pydantic adds the branch of a union.
+        if part in (tree if isinstance(tree, Mapping) else range(len(tree)) if isinstance(tree, list) else ()):
+            path.append(str(part))
+            tree = tree[part]
+    if kind == "missing" and isinstance(first["loc"][-1], int):
+        kind = "too_short"
+    elif kind == "missing":
+        path.append(str(first["loc"][-1]))
+    elif kind == "unknown_key":
+        path.append(context["key"])
     cause = context.get("error")
-    path = list(_yaml_path(first["loc"])) + ([context["key"]] if first["type"] == "unknown_key" else [])
-    where = cause.path if isinstance(cause, _At) else ".".join(path)
-    given = first["input"]
-    shown = repr(given) if isinstance(given, (str, int, float, bool, type(None))) else f"a {type(given).__name__}"
-    if cause is not None:
-        said = str(cause)
-    elif first["type"] in ("plugin", "unknown_key"):
-        said = first["msg"]
-    elif first["type"] == "missing":
-        said = "this key is required"
-    elif isinstance(given, float) and not math.isfinite(given):
-        said = f"should be a finite number, not {given}"
+    where = [cause.path] if isinstance(cause, _At) else path
+    allowed = re.findall("'([^']*)'", context.get("expected", ""))
+    if allowed and isinstance(given, str):
+        said = f"unknown value {shown(given)}.{closest(given, allowed)}"
+    elif kind in _WORDS:
+        said = _WORDS[kind].format(given=shown(given), **context)
+    elif "url" in first or kind == "choice":
+        said = f"{first['msg'].removeprefix('Input ')}, not {shown(given)}"
     else:
-        said = f"{first['msg'].removeprefix('Input ')}, not {shown}"
-    return f"In the scenario{', ' + repr(where) if where else ''}: {said.rstrip('.')}."
+        said = first["msg"]
+    return f"In the scenario{', ' + repr('.'.join(where)) if where else ''}: {said.rstrip('.')}."
 
 
-def _yaml_path(location: Sequence[int | str]) -> tuple[str, ...]:
-    # pydantic puts the branch of a union into the location; no such tag is a key that a person wrote.
-    tags = ("float", "int", "str", "Uniform", "dict", "list", "function", "constrained")
-    return tuple(
-        str(part) for part in location if isinstance(part, int) or (part not in tags and part.split("[")[0] not in tags)
+def _plain(node: Any, path: tuple[str, ...]) -> Any:
+    """A copy of a tree in mappings with text keys, lists and scalars: what JSON in UTF-8 can hold.
+
+    Raises:
+        ScenarioError: it holds something else, such as one of YAML's dates, or itself.
+    """
+    where = f"In the scenario{', ' + repr('.'.join(path)) if path else ''}: "
+    if len(path) > 30:
+        raise ScenarioError(f"{where}is nested too deeply.")
+    if isinstance(node, Mapping):
+        for key in node:
+            if not isinstance(key, str):
+                raise ScenarioError(f"{where}the key {shown(key)} should be text; put it in quotes.")
+        return {_plain(key, path): _plain(value, (*path, key)) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_plain(value, (*path, str(i))) for i, value in enumerate(node)]
+    if isinstance(node, str) and not re.search("[\ud800-\udfff]", node):
+        return node
+    if node is None or isinstance(node, (int, float, Strict)):
+        return node
+    raise ScenarioError(
+        f"{where}{shown(node)} is neither valid text nor a number (YAML reads it as {type(node).__name__})."
     )

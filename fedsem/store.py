@@ -60,12 +60,15 @@ class Store:
         """The folder of a run that was started before.
 
         Raises:
-            OutputError: it is none.
+            OutputError: it is none, or its manifest cannot be read.
         """
         manifest = folder / "manifest.json"
         if not manifest.is_file() or not (folder / "scenario.yaml").is_file():
             raise OutputError(f"'{folder}' is not the folder of a run: it has no manifest.json and scenario.yaml.")
-        return cls(folder, json.loads(manifest.read_text(encoding="utf-8")))
+        try:
+            return cls(folder, json.loads(manifest.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise OutputError(f"The manifest of the run in '{folder}' cannot be read ({error}).") from error
 
     @property
     def run_id(self) -> str:

@@ -39,10 +39,14 @@ class Strict(BaseModel):
         """Let editors show what the docstrings of the class and its bases say, also on each field."""
         json = handler.resolve_ref_schema(handler(schema))
         json["description"] = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[0].strip()
+        fields = json.get("properties", {})
         for base in cls.__mro__:
             for name, text in _attributes(inspect.cleandoc(base.__doc__ or "")):
-                if name in json.get("properties", {}):
-                    json["properties"][name].setdefault("description", " ".join(text.split()))
+                if name in fields:
+                    fields[name].setdefault("description", " ".join(text.split()))
+        for field in fields.values():
+            if "patternProperties" in field:
+                field["additionalProperties"] = False
         return json
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from fedsem.federation.engine import federated
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.evasion import Perturbation, SiteState
+from fedsem.link import Transmitter
 from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.scenario import check_scenario, dump_scenario
 from fedsem.training import initial_parameters
@@ -116,6 +118,23 @@ def changed(link: TrainedLink, **keys: Any) -> TrainedLink:
 def head(link: TrainedLink, images: int) -> TrainedLink:
     """The same link with the first test images only."""
     return replace(link, images=link.images[:images], labels=link.labels[:images])
+
+
+class DoubleTransmitter(Transmitter):
+    """The transmitter without its cast to float32."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        encoded: Tensor = self.encoder(images)
+        return encoded
+
+
+def double_precision(link: TrainedLink) -> TrainedLink:
+    """A copy of a link that computes in float64."""
+    old = link.transmitter
+    transmitter = DoubleTransmitter(copy.deepcopy(old.encoder).double(), old.symbols, old.power, old.precision).eval()
+    transmitter.gain = old.gain
+    listeners = tuple(replace(one, decoder=copy.deepcopy(one.decoder).double()) for one in link.listeners)
+    return replace(link, transmitter=transmitter, listeners=listeners, images=link.images.double())
 
 
 @dataclass

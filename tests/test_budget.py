@@ -22,7 +22,7 @@ from fedsem.hooks.evasion import Evasion, Perturbation, SiteState
 from fedsem.registry import names
 from fedsem.streams import Stream
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=200)
 SHAPE = (3, 8, 8)
 EXAMPLES = 4
 HUNDREDTH_DB = 10**0.001 - 1
@@ -45,8 +45,8 @@ GRADIENTS: dict[str, Callable[[torch.Generator, Tensor], Tensor]] = {
     "one pixel": lambda g, like: torch.zeros_like(like).flatten(1).index_fill(1, torch.tensor([5]), -2.0).view_as(like),
     "heavy tails": lambda g, like: torch.randn(like.shape, generator=g).pow(9),
     "outwards": lambda g, like: torch.rand(like.shape, generator=g),
-    "some zero": lambda g, like: torch.randn(like.shape, generator=g) * torch.tensor([0.0, 1, 0, 1e-9]).view(-1, 1, 1, 1),
-}  # fmt: skip
+    "some zero": lambda g, like: torch.randn(like.shape, generator=g) * torch.tensor([0, 1, 0, 1e-9]).view(-1, 1, 1, 1),
+}
 ATTACKS: list[dict[str, Any]] = [
     {"kind": "fgsm"},
     {"kind": "pgd", "steps": 3},

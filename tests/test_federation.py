@@ -330,6 +330,18 @@ def test_resuming_a_finished_run_computes_nothing(local_results: Results) -> Non
     assert {path: path.stat().st_mtime_ns for path in again.folder.glob("checkpoints/*/*")} == states
 
 
+def test_identical_trainings_of_another_run_are_reused(local_results: Results, tmp_path: Path) -> None:
+    other = small(name="other")
+    other["evaluation"] = {"draws": {"attack": 1, "score": 2}, "grids": [{"snr_db": [5]}]}
+    reused = run(other, out=tmp_path, reuse=local_results.folder)
+    assert reused.manifest["reused"] == {"run": local_results.folder.name, "trainings": ["cell0-seed3"]}
+    fresh = run(other, out=tmp_path)
+    columns = ["scenario", "run_id"]
+    pd.testing.assert_frame_equal(reused.table.drop(columns=columns), fresh.table.drop(columns=columns))
+    changed = run(other, ["train.batch=16"], out=tmp_path, reuse=local_results.folder)
+    assert changed.manifest["reused"]["trainings"] == []
+
+
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_ctrl_c_ends_within_three_seconds_and_leaves_no_process(tmp_path: Path, engine: str) -> None:
     scenario = small(federation={"rounds": 500}, compute={"engine": engine, "workers": 2})
@@ -347,3 +359,17 @@ def test_ctrl_c_ends_within_three_seconds_and_leaves_no_process(tmp_path: Path, 
     _, alive = psutil.wait_procs(below, timeout=1)
     assert not alive
     assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_ray_worker_that_is_killed_changes_nothing(local_results: Results, tmp_path: Path) -> None:
+    process, folder = start(tmp_path, small(federation={"rounds": 3}, compute={"engine": "ray", "workers": 2}))
+
+    def actors() -> list[psutil.Process]:
+        below = psutil.Process(process.pid).children(recursive=True)
+        return [one for one in below if "ClientAppActor" in " ".join(one.cmdline())]
+
+    wait_for(lambda: round_done(folder) >= 1 and len(actors()) > 0, process)
+    actors()[0].kill()
+    assert process.wait(timeout=120) == 0
+    pd.testing.assert_frame_equal(comparable(Results(folder)), comparable(local_results), check_exact=True)

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fedsem.errors import FedsemError, OutputError
+from fedsem.reporting import figures, summary, words
+from fedsem.reporting.files import replace_file
+from fedsem.reporting.results import Results
+from fedsem.reporting.sample_table import SAMPLE_COLUMNS, read_samples, write_samples
+from fedsem.reporting.style import encode
+from fedsem.reporting.table import COLUMNS, frame, read, write
 
 SNRS = [-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
 PSRS = [-40.0, -30.0, -20.0, -15.0, -10.0, -5.0, 0.0]
@@ -226,3 +246,551 @@ MANIFEST: dict[str, Any] = {
     ],
     "command": "fedsem run scenarios/made_up.yaml --set compute.engine=local",
 }
+
+
+# ------------------------------------------------------------------------------------------------------- fixtures
+
+TOKEN = {"stage": "evaluate", "task": "label", "metric": "accuracy", "value": 0.5, "n": 10}
+DESIGN = (
+    "scenario, run_id, seed, stage, round, receiver, task, encoder, decoder, channel, fading, csi, symbols, "
+    "train_snr_db, snr_db, sensing_snr_db, channel_uses, mask_ratio, kept, bits, latency_s, attack, "
+    "attack_params, objective, sites, knowledge, targeted, norm, psr_db, psr_achieved_db, pnr_db, draws, "
+    "adversary_fraction, f_assumed, defense, aggregator, bytes_up, bytes_down, metric, value, ci_low, ci_high, n"
+)
+
+
+@pytest.fixture(scope="module")
+def made_up() -> pd.DataFrame:
+    return frame(MadeUp().rows())
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("samples")
+    write_samples(samples(), folder)
+    return read_samples(folder)
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return read_samples(tmp_path_factory.mktemp("empty"))
+
+
+def small_run(folder: Path) -> Path:
+    """A run folder that is quick to draw: one figure and little else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in MadeUp(seeds=(0,)).rows() if row.get("task") in ("label", None) and "value" in row]
+    write(frame(row for row in rows if row["stage"] != "federate" or row["metric"] != "train_loss"), folder)
+    (folder / "scenario.yaml").write_text(SCENARIO, encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small_run(tmp_path_factory.mktemp("runs") / "r1")
+    Results(folder).report()
+    return folder
+
+
+def pooled(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Pooled rows with those values, by rising SNR and PSR."""
+    rows = table[table["seed"].isna()]
+    for column, value in wanted.items():
+        rows = rows[(rows[column] == value).fillna(False)]
+    return rows.sort_values(["snr_db", "sensing_snr_db", "psr_db"])
+
+
+def legend(figure: Figure) -> dict[str, Any]:
+    """Legend label -> line."""
+    (box,) = figure.legends
+    return {text.get_text(): line for text, line in zip(box.get_texts(), box.get_lines(), strict=True)}
+
+
+def curve(figure: Figure, panel: int, colour: str) -> np.ndarray:
+    """The y values of the line with markers of that colour."""
+    lines = [line for line in figure.axes[panel].get_lines() if to_hex(line.get_color()) == to_hex(colour)]
+    (line,) = [line for line in lines if line.get_marker() not in ("", "None", None)]
+    return data(line)[1]
+
+
+def data(line: Line2D) -> np.ndarray:
+    """x and y of a line, (2, points)."""
+    return np.asarray(line.get_data(), dtype=float)
+
+
+def levels(figure: Figure, panel: int) -> list[float]:
+    """Heights of the horizontal lines through a whole panel."""
+    lines = [data(line) for line in figure.axes[panel].get_lines()]
+    return [float(y[0]) for x, y in lines if list(x) == [0, 1]]
+
+
+def text_of(figure: Figure) -> str:
+    """Everything that is written beside the axes, with plain spaces."""
+    return " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ").replace("\n", " ")
+
+
+# ---------------------------------------------------------------------------------------------------------- table
+
+
+def test_columns_are_those_of_the_design_and_the_cell_after_the_seed() -> None:
+    expected = DESIGN.split(", ")
+    expected.insert(expected.index("seed") + 1, "cell")
+    assert list(COLUMNS) == expected
+
+
+def test_frame_fills_absent_columns_with_na_and_keeps_types() -> None:
+    table = frame(
+        [TOKEN, TOKEN | {"seed": 3, "targeted": True, "attack_params": {"b": 1, "a": 2}, "train_snr_db": 10.0}]
+    )
+    assert {column: str(dtype) for column, dtype in table.dtypes.items()} == COLUMNS
+    assert table["seed"].isna().tolist() == [True, False]
+    assert table.loc[1, "attack_params"] == '{"a": 2, "b": 1}'
+    assert table.loc[1, "train_snr_db"] == "10"
+    assert frame([]).columns.tolist() == list(COLUMNS)
+
+
+def test_frame_refuses_what_the_table_must_not_hold() -> None:
+    with pytest.raises(FedsemError, match=r"no column 'metrik'.*Did you mean 'metric'"):
+        frame([TOKEN | {"metrik": 1}])
+    with pytest.raises(FedsemError, match="column 'n' holds something that is no Int64"):
+        frame([TOKEN | {"n": "many"}])
+    bare = {key: value for key, value in TOKEN.items() if key != "n"}
+    for interval in ({}, {"ci_low": 0.4}, {"ci_low": 0.4, "ci_high": float("nan")}):
+        with pytest.raises(FedsemError, match=r"without interval or n is not reported: .*task label"):
+            frame([bare | interval])
+    assert len(frame([bare | {"ci_low": 0.4, "ci_high": 0.6}])) == 1
+
+
+def test_table_round_trip_is_exact_and_equal_tables_are_equal_bytes(tmp_path: Path, made_up: pd.DataFrame) -> None:
+    write(made_up, tmp_path / "a")
+    write(frame(MadeUp().rows()).set_index(np.arange(len(made_up))[::-1]), tmp_path / "b")
+    again = read(tmp_path / "a")
+    pd.testing.assert_frame_equal(again, made_up)
+    for name in ("table.parquet", "table.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    printed = pd.read_csv(tmp_path / "a" / "table.csv")
+    assert list(printed.columns) == list(COLUMNS)
+    np.testing.assert_array_equal(printed["value"], made_up["value"].to_numpy(dtype=float))
+
+
+def test_table_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no table yet; finish the run with 'fedsem run --resume"):
+        read(tmp_path)
+    (tmp_path / "table.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(OutputError, match="cannot be read"):
+        read(tmp_path)
+    pd.DataFrame({"scenario": ["x"], "colour": ["red"]}).to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(OutputError, match="column 'colour' that this version"):
+        read(tmp_path)
+    pd.DataFrame({"metric": ["accuracy"], "value": [0.5]}).to_parquet(tmp_path / "table.parquet")
+    assert read(tmp_path)["n"].isna().all()
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(frame([TOKEN]), tmp_path)
+    before = (tmp_path / "table.parquet").read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write(frame([TOKEN, TOKEN]), tmp_path)
+    assert (tmp_path / "table.parquet").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.parquet"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where the folder should be", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"cannot be written \(.+\)") as error:
+        replace_file(tmp_path / "results" / "table.csv", b"x")
+    assert "\n" not in str(error.value)
+
+
+def test_samples_round_trip(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).random((3, 8, 8), dtype=np.float32)
+    row = {"seed": 0, "cell": "", "image": 5, "label": "cat", "kind": "original", "attack": "none"}
+    write_samples([row | {"values": picture}, row | {"kind": "sent", "values": [1, 2], "shape": [2]}], tmp_path)
+    found = read_samples(tmp_path)
+    assert list(found.columns) == list(SAMPLE_COLUMNS)
+    np.testing.assert_array_equal(found["values"][0], picture)
+    assert found["values"][1].tolist() == [1, 2]
+    assert found["decision"].isna().all()
+    with pytest.raises(FedsemError, match=r"no column 'imge'.*'image'"):
+        write_samples([{"imge": 1, "values": []}], tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------- figures
+
+
+def test_accuracy_over_psr_has_a_line_for_each_attack_with_the_table_s_numbers(
+    made_up: pd.DataFrame, nothing: pd.DataFrame
+) -> None:
+    figure = figures.draw("accuracy_vs_psr", made_up, nothing)
+    lines = legend(figure)
+    assert list(lines) == ["Without attack", "FGSM", "PGD", "Gaussian noise (same achieved PSR)", "Chance"]
+    for attack, label in (("fgsm", "FGSM"), ("pgd", "PGD")):
+        rows = pooled(made_up, task="label", metric="accuracy", attack=attack)
+        expected = 100 * rows["value"].to_numpy(dtype=float)
+        np.testing.assert_allclose(curve(figure, 0, lines[label].get_color()), expected)
+        beyond = pooled(made_up, task="label", metric="accuracy_vs_noise", attack=attack)
+        expected = 100 * beyond["value"].to_numpy(dtype=float)
+        np.testing.assert_allclose(curve(figure, 1, lines[label].get_color()), expected)
+    clean = pooled(made_up, task="label", metric="accuracy", attack="none", snr_db=10.0)
+    np.testing.assert_allclose(levels(figure, 0), [100 * clean["value"].iloc[0], 10])
+    noise = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "--" and data(line).shape[1] > 2]
+    assert len(noise) == 2
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Accuracy (%)", "Accuracy beyond noise (points)"]
+    said = text_of(figure)
+    for expected_words in ("L2, at the input, untargeted", "SNR 10 dB", "nc = 20", "3 seeds", "n = 1\u202f077", "95 %"):
+        assert expected_words in said
+
+
+def test_an_attack_has_one_colour_everywhere(made_up: pd.DataFrame, nothing: pd.DataFrame) -> None:
+    drawn = [figures.draw(name, made_up, nothing) for name in ("accuracy_vs_psr", "sensing_vs_psr")]
+    colours = [{label: line.get_color() for label, line in legend(figure).items()} for figure in drawn]
+    assert colours[0]["PGD"] == colours[1]["PGD"] != colours[0]["FGSM"] == colours[1]["FGSM"]
+    assert colours[0]["Without attack"] not in (colours[0]["PGD"], colours[0]["FGSM"])
+
+
+def test_sensing_over_snr_lies_beside_both_theories(made_up: pd.DataFrame, nothing: pd.DataFrame) -> None:
+    figure = figures.draw("sensing_vs_snr", made_up, nothing)
+    lines = legend(figure)
+    assert set(lines) == {"Learned link", "Energy detector (theory)", "Matched filter (theory)", "Chance"}
+    assert figure.axes[0].get_xlabel() == "Sensing SNR (dB)"
+    drawn = [data(line)[1] for line in figure.axes[0].get_lines()]
+    for decoder in ("energy_detector", "matched_filter"):
+        theory = made_up[(made_up["decoder"] == decoder).fillna(False)].sort_values("sensing_snr_db")
+        expected = 100 * theory["value"].to_numpy(dtype=float)
+        assert any(len(values) == len(expected) and np.allclose(values, expected) for values in drawn)
+    assert levels(figure, 0) == [50]
+
+
+def test_reconstruction_over_snr_has_its_baselines(made_up: pd.DataFrame, nothing: pd.DataFrame) -> None:
+    figure = figures.draw("reconstruction_vs_snr", made_up, nothing)
+    assert list(legend(figure)) == ["Learned link", "Linear PCA coding, same channel", "Mean image"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["MSE (pixels in [0, 1])", "PSNR (dB)"]
+    rows = pooled(made_up, task="picture", stage="evaluate", metric="psnr_db", attack="none")
+    line = curve(figure, 1, legend(figure)["Learned link"].get_color())
+    np.testing.assert_allclose(line, rows["value"].to_numpy(dtype=float))
+
+
+def test_a_sweep_tells_its_links_apart_in_words(nothing: pd.DataFrame) -> None:
+    sweep: dict[str, list[Any]] = {"link.encoder.channel_uses": [10, 20, 40], "channels.down": ["awgn", "rayleigh"]}
+    table = frame(MadeUp(sweep=sweep, attacks={}, seeds=(0,)).rows())
+    figure = figures.draw("accuracy_vs_snr", table, nothing)
+    labels = [label.replace("\u00a0", " ") for label in legend(figure)]
+    assert labels[:6] == [f"{name}, nc = {nc}" for nc in (10, 20, 40) for name in ("AWGN", "Rayleigh")]
+    assert "Channels: AWGN and Rayleigh (block fading, ZF)." in text_of(figure)
+    lines = list(legend(figure).values())
+    assert len({(line.get_color(), line.get_marker()) for line in lines[:6]}) == 6
+    # The radar is the same in all cells: only what was swept tells them apart.
+    sensing = figures.draw("sensing_vs_snr", table, nothing)
+    assert "nc = 10, down: Rayleigh" in [label.replace("\u00a0", " ") for label in legend(sensing)]
+
+
+def test_attacks_over_snr_are_drawn_where_they_were_measured_there(nothing: pd.DataFrame) -> None:
+    table = frame(MadeUp(attack_snrs=(0.0, 10.0, 20.0), psrs=[-20.0], seeds=(0,)).rows())
+    figure = figures.draw("accuracy_vs_snr", table, nothing)
+    assert [axes.get_title("left").replace("\u00a0", " ") for axes in figure.axes][1] == "label · PSR −20 dB"
+    rows = pooled(table, task="label", metric="accuracy", attack="pgd")
+    line = curve(figure, 1, legend(figure)["PGD"].get_color())
+    np.testing.assert_allclose(line, 100 * rows["value"].to_numpy(dtype=float))
+
+
+def test_targeted_attacks_show_how_often_they_reach_their_goal(nothing: pd.DataFrame) -> None:
+    aim = {"norm": "linf", "sites": "air", "targeted": True, "strength": 0.0}
+    table = frame(MadeUp(attacks=ATTACKS | {"aim": aim}, seeds=(0,)).rows())
+    figure = figures.draw("accuracy_vs_psr", table, nothing)
+    assert "aim (L∞, air, targeted)" in legend(figure)
+    assert "PGD (L2, input)" in legend(figure)
+    assert figure.axes[2].get_ylabel() == "Goal reached (%)"
+
+
+def test_training_shows_losses_and_lost_updates(made_up: pd.DataFrame, nothing: pd.DataFrame) -> None:
+    figure = figures.draw("training", made_up, nothing)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["label", "picture", "target", "Updates lost, all seeds"]
+    rows = made_up[(made_up["metric"] == "train_loss") & (made_up["task"] == "label")]
+    mean = rows.groupby("round")["value"].mean().to_numpy(dtype=float)
+    thick = max(figure.axes[0].get_lines(), key=lambda line: line.get_linewidth())
+    np.testing.assert_allclose(data(thick)[1], mean)
+    assert "Of 360 receivers asked, 3 failed; 2 updates rejected." in text_of(figure)
+
+
+def test_samples_show_pictures_and_wrong_decisions(made_up: pd.DataFrame, kept: pd.DataFrame) -> None:
+    figure = figures.draw("samples", made_up, kept)
+    assert sum(len(axes.images) for axes in figure.axes) == 4 * 6
+    said = [(text.get_text(), to_hex(text.get_color())) for axes in figure.axes for text in axes.texts]
+    right, wrong = dict(said)["read as 0"], dict(said)["read as 9"]
+    assert right != wrong
+    titles = [axes.get_title().replace("\u00a0", " ") for axes in figure.axes[:6]]
+    assert titles[:3] == ["Original", "Reconstructed", "Perturbed\nFGSM, −10 dB"]
+
+
+@pytest.mark.parametrize("complex_symbols", [False, True])
+def test_constellation_shows_every_symbol(tmp_path: Path, made_up: pd.DataFrame, complex_symbols: bool) -> None:
+    write_samples(samples(complex_symbols), tmp_path)
+    figure = figures.draw("constellation", made_up, read_samples(tmp_path))
+    assert len(figure.axes) == 3
+    points = np.asarray(figure.axes[0].collections[0].get_offsets())
+    assert len(points) == (40 if complex_symbols else 80)
+    assert figure.axes[0].get_ylabel() == ("Quadrature" if complex_symbols else "Received amplitude")
+
+
+def test_figures_that_cannot_be_drawn_say_why(nothing: pd.DataFrame) -> None:
+    table = frame(row for row in MadeUp(attacks={}, seeds=(0,)).rows() if row.get("task") != "target")
+    assert figures.available(table, nothing) == ["accuracy_vs_snr", "reconstruction_vs_snr", "training"]
+    with pytest.raises(FedsemError, match=r"no figure 'acuracy_vs_psr'\. Did you mean 'accuracy_vs_psr'"):
+        figures.draw("acuracy_vs_psr", table, nothing)
+    for name, why in (
+        ("accuracy_vs_psr", "no classification task was evaluated under attack"),
+        ("sensing_vs_snr", "no sensing task was evaluated"),
+        ("samples", "kept no pictures"),
+        ("constellation", "kept no symbols"),
+    ):
+        with pytest.raises(FedsemError, match=f"no figure '{name}': .*{why}.*It has: accuracy_vs_snr"):
+            figures.draw(name, table, nothing)
+    assert figures.available(frame([]), nothing) == []
+
+
+HARD_CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "one point": (
+        ["accuracy_vs_psr", "reconstruction_vs_snr", "training"],
+        {"snrs": [10.0], "psrs": [-20.0], "seeds": (0,), "intervals": False, "rounds": 1},
+    ),
+    "twenty attacks": (
+        ["accuracy_vs_psr"],
+        {
+            "seeds": (0,),
+            "psrs": [-20.0, 0.0],
+            "attacks": {
+                f"attack_{i}": {"norm": ("l2", "linf")[i % 2], "sites": "air", "targeted": i == 3, "strength": float(i)}
+                for i in range(20)
+            },
+        },
+    ),
+    "six cells": (
+        ["accuracy_vs_psr", "sensing_vs_snr"],
+        {
+            "seeds": (0,),
+            "psrs": [-20.0, 0.0],
+            "sweep": {"link.encoder.channel_uses": [10, 20, 40], "channels.down": ["awgn", "rayleigh"]},
+            "snrs": [0.0, 10.0],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HARD_CASES)
+def test_hard_cases_are_drawn_without_anything_clipped_or_empty(case: str, nothing: pd.DataFrame) -> None:
+    names, options = HARD_CASES[case]
+    table = frame(MadeUp(**options).rows())
+    for name in names:
+        figure = figures.draw(name, table, nothing)
+        width, height = figure.get_size_inches()
+        box = figure.get_tightbbox()
+        assert min(box.x0, box.y0) > -0.01, name
+        assert max(box.x1 - width, box.y1 - height) < 0.01, name
+        for axes in figure.axes:
+            assert any(data(line).size for line in axes.get_lines()), name
+
+
+def test_names_from_users_are_text_and_nothing_else(tmp_path: Path, made_up: pd.DataFrame) -> None:
+    write_samples(samples(label="$5_{x$ <b>猫"), tmp_path)
+    assert encode(figures.draw("samples", made_up, read_samples(tmp_path)), "png").startswith(b"\x89PNG")
+
+
+def test_figures_are_the_same_bytes_each_time_and_leave_matplotlib_alone(
+    made_up: pd.DataFrame, nothing: pd.DataFrame
+) -> None:
+    matplotlib.rcParams["font.size"] = 13
+    try:
+        before = dict(matplotlib.rcParams)
+        one, two = (figures.draw("accuracy_vs_snr", made_up, nothing) for _ in range(2))
+        page = encode(one, "pdf")
+        assert page == encode(two, "pdf")
+        assert encode(one, "png") == encode(two, "png")
+        assert dict(matplotlib.rcParams) == before
+    finally:
+        matplotlib.rcdefaults()
+    assert b"CreationDate" not in page
+    assert b"FontFile2" in page  # embedded TrueType
+    assert b"/Type3" not in page
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+
+class Balance(HTMLParser):
+    """Checks that every element that was opened is closed, and collects addresses."""
+
+    VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_report_is_one_whole_page_that_fetches_nothing(run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text(encoding="utf-8")
+    page = Balance()
+    page.feed(text)
+    assert page.open == []
+    assert page.addresses
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert not page.seen & {"script", "link", "iframe"}
+    for heading in ("What was run", "Results without attack", "Results under attack", "Figures", "Federation"):
+        assert f"<h2>{heading}</h2>" in text
+    for said in (
+        "Accuracy (%)",
+        "noise beside PGD",
+        "rayleigh (fading block, CSI zf)",
+        "fedsem run scenarios/made_up.yaml",
+    ):
+        assert said in text
+    assert "prefers-color-scheme: dark" in text
+    assert sorted(path.name for path in (run_folder / "figures").iterdir()) == [
+        f"{name}.{kind}" for name in ("accuracy_vs_psr", "accuracy_vs_snr") for kind in ("pdf", "png")
+    ]
+
+
+def test_report_escapes_what_users_wrote(run_folder: Path) -> None:
+    text = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&quot;no&quot;)&lt;/script&gt; &amp; more" in text
+    assert "Intel(R) Xeon(R) &lt;fast&gt;" in text
+
+
+def test_report_is_made_again_from_the_files_alone(run_folder: Path) -> None:
+    paths = [run_folder / "report.html", run_folder / "figures" / "accuracy_vs_psr.png"]
+    before = [path.read_bytes() for path in paths]
+    outdated = run_folder / "figures" / "sensing_vs_snr.pdf"
+    outdated.write_bytes(b"of an older table")
+    assert Results(run_folder).report() == paths[0]
+    assert [path.read_bytes() for path in paths] == before
+    assert not outdated.exists()
+
+
+def test_report_prints_the_table_s_numbers(made_up: pd.DataFrame) -> None:
+    grids = {grid.title: grid for grid in summary.clean(made_up)}
+    row = pooled(made_up, task="label", metric="accuracy", attack="none", snr_db=10.0).iloc[0]
+    cells = dict(zip(grids["label: Accuracy (%)"].columns, grids["label: Accuracy (%)"].rows[0][1], strict=True))
+    assert cells["10\u00a0dB"].value == f"{100 * row['value']:.1f}"
+    assert cells["10\u00a0dB"].interval == f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+    (attacked,) = [grid for grid in summary.under_attack(made_up) if grid.title.startswith("label")]
+    assert [label for label, _ in attacked.rows] == ["FGSM", "noise beside FGSM", "PGD", "noise beside PGD"]
+    row = pooled(made_up, task="label", metric="accuracy", attack="pgd", psr_db=0.0).iloc[0]
+    assert dict(attacked.rows)["PGD"][-1].value == f"{100 * row['value']:.1f}"
+    assert dict(attacked.rows)["PGD"][-1].note == "−2.1\u00a0dB"
+    assert dict(attacked.rows)["PGD"][0].note == ""
+    theory = dict(grids["target: Accuracy (%)"].rows)["Energy detector (theory)"]
+    assert all(cell.interval == "" for cell in theory)
+    assert dict(grids["picture: PSNR (dB)"].rows)["Mean image"][0].interval == "n\u00a0=\u00a0359"
+
+
+def test_federation_counts_the_bytes_of_a_round_once(made_up: pd.DataFrame) -> None:
+    (training,) = summary.federation(made_up)
+    assert (training.rounds, training.asked, training.failed, training.rejected) == (12, 360, 3, 2)
+    assert training.bytes_up == 3 * 12 * 48_500_000
+
+
+def test_report_of_an_unfinished_or_bare_run_is_still_a_report(tmp_path: Path) -> None:
+    write(frame([TOKEN]), tmp_path)
+    (tmp_path / "manifest.json").write_text(
+        '{"status": "running <now>", "stages": null, "packages": []}', encoding="utf-8"
+    )
+    text = Results(tmp_path).report().read_text(encoding="utf-8")
+    assert "not complete (status: running &lt;now&gt;)" in text
+    Balance().feed(text)
+
+
+# -------------------------------------------------------------------------------------------------------- results
+
+
+def test_results_give_access_to_everything(run_folder: Path) -> None:
+    results = Results(run_folder)
+    assert results.scenario["train"]["optimizer"]["lr"] == 1e-3
+    assert results.manifest["engine"] == "local"
+    assert results.samples.empty
+    assert results.figures == ["accuracy_vs_snr", "accuracy_vs_psr"]
+    figure = results.plot("accuracy_vs_psr")
+    assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    shown = results._repr_html_()
+    assert "accuracy_vs_psr" in shown
+    assert "label: Accuracy at SNR 20\u00a0dB" in shown
+    assert "made_up" in shown
+
+
+def test_results_of_no_run_say_so(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="There is no run folder"):
+        Results(tmp_path / "missing")
+    with pytest.raises(OutputError, match="is no run folder"):
+        Results(tmp_path)
+    (tmp_path / "scenario.yaml").write_text("name: x\n", encoding="utf-8")
+    assert "No table yet" in Results(tmp_path)._repr_html_()
+    with pytest.raises(OutputError, match="no table yet; finish the run with 'fedsem run --resume"):
+        Results(tmp_path).report()
+    (tmp_path / "scenario.yaml").write_text("name: [x\n", encoding="utf-8")
+    (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
+    for name in ("scenario", "manifest"):
+        with pytest.raises(OutputError, match=f"The {name} .* cannot be read"):
+            getattr(Results(tmp_path), name)
+
+
+def test_a_results_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    folder = small_run(tmp_path / "r1")
+    (folder / "figures").write_text("a file where the folder should be", encoding="utf-8")
+    with pytest.raises(OutputError, match="cannot be written"):
+        Results(folder).save_figures()
+
+
+def test_importing_results_is_quick() -> None:
+    code = "import sys, fedsem.reporting.results; print({'pandas', 'matplotlib', 'torch'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind", "label"),
+    [
+        ("accuracy", None, "Accuracy (%)"),
+        ("accuracy_vs_noise", None, "Accuracy beyond noise (points)"),
+        ("psnr_db_vs_noise", "reconstruction", "PSNR beyond noise (dB)"),
+        ("misses_change", "sensing", "Change of missed targets (points)"),
+        ("detection_at_pfa_0.1", "sensing", "Detection at PFA = 0.1 (%)"),
+        ("reached", "reconstruction", "MSE to the target picture"),
+        ("reached", "classification", "Goal reached (%)"),
+        ("something_new", None, "something new"),
+    ],
+)
+def test_metrics_have_labels_with_units(metric: str, kind: words.Kind | None, label: str) -> None:
+    assert words.quantity(metric, kind).label == label
+
+
+def test_words_of_the_field() -> None:
+    assert words.air("rayleigh", "block", "zf") == "Rayleigh (block fading, ZF)"
+    assert words.air("awgn", "none", "none") == "AWGN"
+    assert words.air("sensing", "rayleigh", "none") == "sensing channel (Rayleigh hops)"
+    assert words.cell("link.encoder.channel_uses=20; channels.down.kind=rayleigh; data.partition.alpha=0.1") == (
+        "nc\u00a0=\u00a020, down: Rayleigh, alpha = 0.1"
+    )
+    assert words.number(-0.0001, 2) == "0.00"
+    assert words.duration(161) == "2 min 41 s"
+    assert words.data_volume(4_850_000) == "4.85 MB"

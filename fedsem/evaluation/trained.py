@@ -15,11 +15,11 @@ from fedsem.training import Parameters
 
 @dataclass(frozen=True)
 class Listener:
-    """A decoder at the end of a channel; receivers of a group that share a decoder are one listener.
+    """A decoder at the end of a channel; receivers that share a decoder and a channel are one listener.
 
     Attributes:
         name: names its random streams.
-        group: receiver group, as in the scenario.
+        group: its receiver group, as in the scenario; several that share the decoder are joined by `+`.
         branch: its task and channel.
         decoder: its network, in evaluation mode.
     """
@@ -72,23 +72,26 @@ class TrainedLink:
         transmitter.encoder.load_state_dict(shared)
         transmitter.eval().requires_grad_(False)
         transmitter.calibrate(plan.train_images[:4096].float() / 255, plan.scenario.evaluation.batch)
-        listeners: dict[tuple[str, str, Branch], Listener] = {}
+        groups: dict[tuple[str, Branch], dict[str, None]] = {}
+        parameters: dict[tuple[str, Branch], Parameters] = {}
         for receiver in plan.receivers:
             for branch in receiver.branches:
-                who, parameters = decoders[receiver.id, branch]
-                key = (who, receiver.group, branch)
-                if key not in listeners:
-                    with torch.random.fork_rng(devices=[]):
-                        decoder = plan.new_decoder(branch)
-                    decoder.load_state_dict(parameters)
-                    decoder.eval().requires_grad_(False)
-                    listeners[key] = Listener(f"{receiver.group}/{who}", receiver.group, branch, decoder)
+                who, values = decoders[receiver.id, branch]
+                groups.setdefault((who, branch), {})[receiver.group] = None
+                parameters[who, branch] = values
+        listeners = []
+        for (who, branch), named in groups.items():
+            with torch.random.fork_rng(devices=[]):
+                decoder = plan.new_decoder(branch)
+            decoder.load_state_dict(parameters[who, branch])
+            decoder.eval().requires_grad_(False)
+            listeners.append(Listener(f"{who}/{branch.key}", "+".join(named), branch, decoder))
         test = plan.dataset.test
         return cls(
             plan,
             seed,
             transmitter,
-            tuple(listeners.values()),
+            tuple(listeners),
             torch.from_numpy(np.array(test.images)).to(plan.device).float() / 255,
             torch.from_numpy(np.array(test.labels)).to(plan.device),
         )

@@ -19,12 +19,12 @@ def evidence(table: pd.DataFrame, shown: pd.DataFrame) -> str:
     numbers = shown["n"].dropna()
     if not numbers.empty:
         low, high = int(numbers.min()), int(numbers.max())
-        parts.append(f"n = {words.count(low)}{f' to {words.count(high)}' if high > low else ''} per point")
+        parts.append(f"n\u00a0=\u00a0{words.count(low)}{f' to {words.count(high)}' if high > low else ''} per point")
     found = seeds(table[table["stage"] == "evaluate"]) or seeds(table)
     if found:
         parts.append("1 seed" if len(found) == 1 else f"{len(found)} seeds")
     draws = sorted({int(value) for value in shown["draws"].dropna()})
     if draws:
         parts.append(f"{' or '.join(map(str, draws))} channel draw{'s' if draws != [1] else ''} for each image")
-    bands = "Bands: 95 % intervals. " if (shown["ci_low"] < shown["ci_high"]).any() else ""
+    bands = "Bands: 95\u00a0% intervals. " if (shown["ci_low"] < shown["ci_high"]).any() else ""
     return f"{bands}{', '.join(parts)}." if parts else bands.strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
@@ -13,6 +14,7 @@ from fedsem.reporting.style import Drawing
 MARGIN = 0.06
 """Inches between the edge and what stands next to it."""
 CAPTION_SIZE = 6.8
+LEGEND_SIZE = 7
 
 
 def text_width(figure: Drawing, text: str, size: float) -> float:
@@ -70,13 +72,16 @@ def settle(figure: Drawing) -> None:
 
 def _legend(figure: Drawing, handles: dict[str, Any], width: float) -> Legend:
     """A legend with as many columns as fit into the width, evenly filled."""
-    for rows in range(1, len(handles) + 1):
-        columns = -(-len(handles) // rows)
-        legend = figure.legend(
-            list(handles.values()), list(handles), ncols=columns, loc="lower center", borderaxespad=0, borderpad=0.1
-        )
-        legend.set_in_layout(False)
-        if legend.get_window_extent().width / figure.dpi <= width - 2 * MARGIN or columns == 1:
+    labels = list(handles)
+    # Of each entry, in font sizes: handle, space to the text, space to the next column.
+    around = (2.6 + 0.8 + 1.4) * LEGEND_SIZE / 72
+    lengths = [text_width(figure, label, LEGEND_SIZE) + around for label in labels]
+    for rows in range(1, len(labels) + 1):
+        columns = -(-len(labels) // rows)
+        if sum(float(part.max()) for part in np.array_split(lengths, columns)) <= width:
             break
-        legend.remove()
+    legend = figure.legend(
+        list(handles.values()), labels, ncols=columns, loc="lower center", borderaxespad=0, borderpad=0.1
+    )
+    legend.set_in_layout(False)
     return legend

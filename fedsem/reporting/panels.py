@@ -168,7 +168,8 @@ def _draw(axes: Axes, panel: Panel) -> list[tuple[int, str, Any]]:
         else:
             axes.vlines(curve.x, curve.low, curve.high, color=stroke.colour, lw=1, zorder=2.5)
             if not stroke.marker:
-                axes.plot(curve.x, curve.y, color=stroke.colour, marker="_", ms=9, ls="", zorder=2.5)
+                dash = {"color": stroke.colour, "ls": stroke.line, "lw": stroke.width, "zorder": 2.5}
+                axes.hlines(curve.y, curve.x - 1.5, curve.x + 1.5, **dash)
         if curve.label is not None:
             found.append((1 if stroke.width > 1.2 else 2, curve.label, handle))
     return found

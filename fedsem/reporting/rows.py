@@ -28,6 +28,12 @@ FACETS = (
 )
 """What can tell one trained link from another, the most telling first; whatever else a scenario sweeps follows."""
 
+USED = (
+    *("seed", "cell", "stage", "task", *FACETS, "snr_db", "sensing_snr_db", "draws"),
+    *("attack", "attack_params", "psr_db", "psr_achieved_db", "metric", "value", "ci_low", "ci_high", "n"),
+)
+"""Columns that figures and summaries look at: the others only cost time."""
+
 T = TypeVar("T")
 
 
@@ -68,7 +74,7 @@ def seeds(table: pd.DataFrame) -> list[int]:
 
 def pooled(table: pd.DataFrame, stage: str) -> pd.DataFrame:
     """Rows of a stage that are pooled over seeds; those of the only seed, or without any, stand for themselves."""
-    rows = table[(table["stage"] == stage) & table["value"].notna()]
+    rows = table.loc[(table["stage"] == stage) & table["value"].notna(), list(USED)]
     together = rows[rows["seed"].isna()]
     return rows if together.empty and rows["seed"].nunique() <= 1 else together
 

@@ -95,7 +95,9 @@ class Drawing(Figure):
 
 def encode(figure: Figure, kind: Literal["png", "pdf"]) -> bytes:
     """The figure as a file of that kind; equal figures give equal bytes: no date, no version, no random names."""
-    metadata: dict[str, None] = {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
+    metadata: dict[str, None] = (
+        {"Software": None} if kind == "png" else {"CreationDate": None, "Creator": None, "Producer": None}
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -94,7 +96,7 @@ def clean(table: pd.DataFrame) -> list[Grid]:
                 continue
             at = spread([float(value) for value in sorted(mine[x].unique())], MOST_COLUMNS)
             lines = [
-                (links.label(link) or "Learned link", [_cell(link[link[x] == snr], metric, kind) for snr in at])
+                (links.label(link) or "Learned link", _line(link, x, at, metric, kind))
                 for _, link in groups(mine, links.columns)
             ]
             quiet = set()
@@ -104,7 +106,7 @@ def clean(table: pd.DataFrame) -> list[Grid]:
                     continue
                 label = words.REFERENCES.get(str(decoder), words.plain(str(decoder)))
                 quiet.add(label)
-                lines.append((label, [_cell(rival[rival[x] == snr], metric, kind) for snr in at]))
+                lines.append((label, _line(rival, x, at, metric, kind)))
             title = f"{words.plain(task)}: {quantity(metric, kind).label}"
             last = metric == [name for name in METRICS[kind] if (rows["metric"] == name).any()][-1]
             note = words.sentence(", ".join(common(rows))) if last else ""
@@ -146,29 +148,35 @@ def _attack_grid(
     lines, quiet = [], set()
     for name in attacks(here):
         mine = here[here["attack"] == name]
-        lines.append((attackers.labels[name], [_cell(mine[mine["psr_db"] == psr], metric, kind) for psr in at]))
+        lines.append((attackers.labels[name], _line(mine, "psr_db", at, metric, kind)))
         rival = here[noise & (companions == name)]
         if not rival.empty:
             label = f"noise beside {words.attack_name(name)}"
             quiet.add(label)
-            lines.append((label, [_cell(rival[rival["psr_db"] == psr], metric, kind) for psr in at]))
+            lines.append((label, _line(rival, "psr_db", at, metric, kind)))
     alone = here[noise & ~companions.isin(attacks(here))]
     if not alone.empty:
         quiet.add(NOISE)
-        lines.append((NOISE, [_cell(alone[alone["psr_db"] == psr], metric, kind) for psr in at]))
+        lines.append((NOISE, _line(alone, "psr_db", at, metric, kind)))
     parts = [words.plain(task), link, f"{'sensing ' if kind == 'sensing' else ''}SNR {words.decibel(snr)}"]
     title = f"{' · '.join(part for part in parts if part)}: {quantity(metric, kind).label}"
-    without = _cell(calm, metric, kind)
-    note = f"Without attack {without.value} {without.interval}." if not calm.empty else ""
+    note = ""
+    if not calm.empty:
+        without = _cell(calm.iloc[0].to_dict(), metric, kind)
+        note = f"Without attack {without.value} {without.interval}."
     note = " ".join(part for part in (note, attackers.common, "Small print: PSR achieved, where it differs.") if part)
     return Grid(title, "PSR", [words.decibel(psr) for psr in at], lines, note, quiet)
 
 
-def _cell(rows: pd.DataFrame, metric: str, kind: Kind) -> Cell:
-    """The first of the rows, printed."""
-    if rows.empty:
-        return Cell()
-    row, shown = rows.iloc[0], quantity(metric, kind)
+def _line(rows: pd.DataFrame, x: str, at: Sequence[float], metric: str, kind: Kind) -> list[Cell]:
+    """The rows at those values of `x`, printed; of several rows with one value, the first."""
+    found = {float(row[x]): row for row in reversed(rows.to_dict("records"))}
+    return [_cell(found[value], metric, kind) if value in found else Cell() for value in at]
+
+
+def _cell(row: Mapping[Hashable, Any], metric: str, kind: Kind) -> Cell:
+    """One row, printed."""
+    shown = quantity(metric, kind)
 
     def text(column: str) -> str:
         return words.number(shown.scale * float(row[column]), shown.digits)

@@ -86,7 +86,9 @@ def _caption(table: pd.DataFrame, losses: pd.DataFrame, federated: pd.DataFrame,
         parts.append("1 seed.")
     if not examples.empty:
         low, high = int(examples.min()), int(examples.max())
-        parts.append(f"n = {words.count(low)}{f' to {words.count(high)}' if high > low else ''} examples a round.")
+        parts.append(
+            f"n\u00a0=\u00a0{words.count(low)}{f' to {words.count(high)}' if high > low else ''} examples a round."
+        )
     if asked:
         totals = [
             int(federated.loc[(federated["metric"] == metric) & federated["seed"].notna(), "value"].sum())

@@ -74,8 +74,10 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
 
 
 def sentence(text: str) -> str:
-    """Text with a capital and a full stop; empty for none."""
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+    """Text with a capital (but for nc, a symbol) and a full stop; empty for none."""
+    if not text:
+        return ""
+    return f"{text}." if text.startswith("nc\u00a0") else f"{text[0].upper()}{text[1:]}."
 
 
 def plain(name: str) -> str:
