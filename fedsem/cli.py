@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,9 @@ err = Console(stderr=True)
 
 Setting = Annotated[list[str] | None, typer.Option("--set", help="override a key of the scenario: a.b=value")]
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
 LISTINGS = (
     "attacks",
     "defenses",
@@ -97,6 +101,7 @@ def run(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="replaces seeds by this one")] = None,
     resume: Annotated[Path | None, typer.Option(help="finish the run in this folder")] = None,
+    reuse: Annotated[Path | None, typer.Option(help="take identical trainings from the run in this folder")] = None,
 ) -> None:
     """Train and evaluate a scenario; write table, figures and report.
 
@@ -115,6 +120,7 @@ def run(
                 device=device,
                 seed=seed,
                 resume=resume,
+                reuse=reuse,
                 progress=progress,
             )
         for sentence in results.warnings():
@@ -199,7 +205,15 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point of the command `fedsem`."""
-    app()
+    try:
+        app()
+    except SystemExit as exit_:
+        if exit_.code == INTERRUPTED:
+            # All is on disk. Unwinding what torch and gRPC have loaded takes seconds, and who presses Ctrl-C means now.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 @contextmanager
@@ -225,7 +239,7 @@ def _sentences(if_interrupted: str = "") -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         err.print(f"Interrupted{if_interrupted}", highlight=False)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     except typer.Exit:
         raise
     except Exception as error:

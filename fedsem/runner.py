@@ -1,57 +1,32 @@
-"""Run a scenario: train every cell of its sweep with every seed, evaluate, write the table and the report.
+"""Run a scenario: the entry point for the command line, scripts and notebooks.
 
-A run is a loop over stages, each in a folder whose name holds the hash of what decides its result. What is finished is
-never computed again: resuming is running again in the same folder.
+What takes seconds to import is imported after the child process that will hold Ray has been started: the two start up
+side by side.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsem.errors import FedsemError, OutputError
-from fedsem.evaluation.evaluate import evaluate
-from fedsem.evaluation.point import Point, load_points, save_points
-from fedsem.evaluation.tabulate import rows as evaluation_rows
-from fedsem.evaluation.trained import TrainedLink
-from fedsem.federation.engine import federated, finished, single_thread
-from fedsem.federation.history import rows as history_rows
-from fedsem.federation.job import Job
-from fedsem.federation.state import FederationState, owner
-from fedsem.plan import Plan, resolve, scenario_text
-from fedsem.reporting import table
-from fedsem.reporting.results import Results
-from fedsem.reporting.sample_table import write_samples
-from fedsem.scenario import Scenario, cells, check_scenario, load_scenario
-from fedsem.store import Store, now
+from fedsem.federation.child import SimulationProcess, cores
+from fedsem.scenario import Source, check_cells, read_tree
 
-Progress = Callable[[str, str, int, int], None]
-"""Called as (stage, label, done, total): rounds of a training or points of an evaluation, and what it is called."""
+if TYPE_CHECKING:
+    from fedsem.reporting.results import Results
+    from fedsem.stages import Progress
 
 
 def _silent(stage: str, label: str, done: int, total: int) -> None:
     pass
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """One cell of the sweep with one seed."""
-
-    cell: str
-    label: str
-    plan: Plan
-    job: Job
-    evaluation: Path
-
-
 def run(
-    scenario: str | Path | Mapping[str, Any] | Scenario | None = None,
+    scenario: Source | None = None,
     settings: Sequence[str] = (),
     *,
     out: str | Path = "results",
@@ -82,22 +57,33 @@ def run(
     if (scenario is None) == (resume is None):
         raise FedsemError("Give either a scenario or the folder of a run to resume.")
     if resume is not None:
-        if settings or seed is not None or device is not None:
-            raise FedsemError("A resumed run keeps its scenario: leave out --set, --seed and --device.")
-        store = Store.open(Path(resume))
-        checked = load_scenario(store.folder / "scenario.yaml")
-        plans = _plans(checked)
+        if settings or seed is not None or device is not None or reuse is not None:
+            raise FedsemError("A resumed run keeps its scenario: leave out --set, --seed, --device and --reuse.")
+        _check_folder(Path(resume))
+        tree = read_tree(Path(resume) / "scenario.yaml")
     else:
-        overrides = [*settings, *([f"compute.device={device}"] if device else [])]
         assert scenario is not None
-        checked = load_scenario(scenario, overrides, seed)
-        plans = _plans(checked)
         if reuse is not None:
-            Store.open(Path(reuse))
-        store = Store.create(checked, Path(out), str(plans[0][1].device))
-    with _logged(store.folder / "run.log"):
+            _check_folder(Path(reuse))
+        tree = read_tree(scenario, [*settings, *([f"compute.device={device}"] if device else [])], seed)
+    with ExitStack() as stack:
+        child = None
+        if workers := _ray_workers(tree):
+            child = SimulationProcess(workers)
+            stack.callback(child.end)
+        from fedsem.reporting.results import Results
+        from fedsem.stages import plans_of, run_stages
+        from fedsem.store import Store, now
+
+        checked = check_cells(tree)
+        plans = plans_of(checked)
+        if resume is not None:
+            store = Store.open(Path(resume))
+        else:
+            store = Store.create(checked, Path(out), str(plans[0][1].device))
+        stack.enter_context(_logged(store.folder / "run.log"))
         try:
-            _run(checked, plans, store, Path(reuse) if reuse is not None else None, progress)
+            run_stages(checked, plans, store, Path(reuse) if reuse is not None else None, progress, child)
         except KeyboardInterrupt:
             store.write_manifest(status="interrupted", finished=now())
             raise
@@ -110,125 +96,27 @@ def run(
     return Results(store.folder)
 
 
-def _plans(scenario: Scenario) -> list[tuple[str, Plan]]:
-    """Every cell's name and plan, checked."""
-    plans = []
-    for cell in cells(scenario):
-        name = "; ".join(f"{path}={_short(value)}" for path, value in cell.settings.items())
-        with cell.named():
-            plans.append((name, resolve(check_scenario(cell.tree))))
-    return plans
+def _check_folder(folder: Path) -> None:
+    """Raise OutputError unless the folder is that of a run."""
+    from fedsem.store import Store
+
+    Store.open(folder)
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "kind" in value:
-        rest = ", ".join(f"{key}: {option}" for key, option in value.items() if key != "kind")
-        return f"{value['kind']}" + (f" ({rest})" if rest else "")
-    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+def _ray_workers(tree: Mapping[str, Any]) -> int:
+    """Ray actors that an unchecked scenario seems to ask for; 0 where it does not ask for Ray.
 
-
-def _run(
-    scenario: Scenario,
-    plans: Sequence[tuple[str, Plan]],
-    store: Store,
-    reuse: Path | None,
-    progress: Progress,
-) -> None:
-    store.write_manifest(status="running", finished=None)
-    units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
-
-    if reuse is not None:
-        _reuse(units, reuse, store)
-
-    def trained(number: int, done: int) -> None:
-        progress("federate", units[number].label, done, units[number].plan.scenario.federation.rounds)
-
-    with ExitStack() as engine:
-        with store.timed("federate", "", None):
-            jobs = [unit.job for unit in units]
-            engine.enter_context(federated(jobs, scenario.compute, store.folder / "run.log", trained))
-        # What the engine leaves running shuts down while the evaluation runs.
-        for unit in units:
-            if not (unit.evaluation / "points.json").is_file():
-                with store.timed("evaluate", unit.cell, unit.job.seed), single_thread():
-                    _evaluate(unit, progress)
-    with store.timed("report", "", None):
-        table.write(_table(scenario, plans, units, store), store.folder)
-        samples = [row for unit in units for row in _samples(unit)]
-        write_samples(samples, store.folder)
-        store.write_manifest(status="finished", finished=now())
-        Results(store.folder).report()
-    store.write_manifest()
-
-
-def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> _Unit:
-    text = scenario_text(plan.scenario)
-    content = json.loads(text)
-    label = f"cell{number}-seed{seed}"
-    training = {
-        key: content[key] for key in content if key not in ("name", "description", "seeds", "evaluation", "attacks")
-    }
-    active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
-    key = json.dumps([training, active, seed], sort_keys=True)
-    job = Job(text, seed, store.stage("checkpoints", key, label))
-    both = json.dumps([key, content["attacks"], content["evaluation"]], sort_keys=True)
-    return _Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
-
-
-def _reuse(units: Sequence[_Unit], folder: Path, store: Store) -> None:
-    """Copy finished trainings of another run: their folders' names end with the same hash."""
-    taken = []
-    for unit in units:
-        digest = unit.job.folder.name.rpartition("-")[2]
-        for found in (folder / "checkpoints").glob(f"*-{digest}"):
-            if finished(Job(unit.job.text, unit.job.seed, found)) and not unit.job.folder.exists():
-                partial = unit.job.folder.with_name(f".{unit.job.folder.name}")
-                shutil.copytree(found, partial, dirs_exist_ok=True)
-                partial.rename(unit.job.folder)
-                taken.append(unit.label)
-    store.write_manifest(reused={"run": folder.name, "trainings": taken})
-
-
-def _evaluate(unit: _Unit, progress: Progress) -> None:
-    state = unit.job.state()
-    plan = unit.plan
-    decoders = {
-        (receiver.id, branch): (owner(plan, receiver, branch), state.decoders[owner(plan, receiver, branch)])
-        for receiver in plan.receivers
-        for branch in receiver.branches
-    }
-    link = TrainedLink.build(plan, unit.job.seed, state.shared, decoders)
-    measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total))
-    unit.evaluation.mkdir(parents=True, exist_ok=True)
-    (unit.evaluation / "samples.json").write_text(json.dumps(measurement.samples), encoding="utf-8")
-    save_points(measurement.points, unit.evaluation)
-
-
-def _samples(unit: _Unit) -> Iterator[dict[str, Any]]:
-    for row in json.loads((unit.evaluation / "samples.json").read_text(encoding="utf-8")):
-        yield {**row, "cell": unit.cell}
-
-
-def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequence[_Unit], store: Store) -> Any:
-    rows: list[dict[str, Any]] = []
-    for i, (cell, plan) in enumerate(plans):
-        federation = plan.scenario.federation
-        members = units[i * len(scenario.seeds) : (i + 1) * len(scenario.seeds)]
-        common = {
-            "scenario": scenario.name,
-            "run_id": store.run_id,
-            "cell": cell,
-            "defense": "none",
-            "adversary_fraction": 0.0,
-            "aggregator": federation.aggregator.kind if federation.kind == "flower" else "none",
-        }
-        for unit in members:
-            state = FederationState.load(unit.job.folder)
-            assert state is not None
-            rows += [{**common, "seed": unit.job.seed, **row} for row in history_rows(plan, state)]
-        points: list[list[Point]] = [load_points(unit.evaluation) for unit in members]
-        rows += [{**common, **row} for row in evaluation_rows(points, scenario.seeds)]
-    return table.frame(rows)
+    A guess that only saves time: what the checked scenario says decides.
+    """
+    compute, federation = tree.get("compute") or {}, tree.get("federation") or {}
+    if not isinstance(compute, Mapping) or federation == "none":
+        return 0
+    if isinstance(federation, Mapping) and federation.get("kind") == "none":
+        return 0
+    wanted = compute.get("workers")
+    return (
+        (wanted if isinstance(wanted, int) and wanted > 0 else cores()) if compute.get("engine", "ray") == "ray" else 0
+    )
 
 
 @contextmanager

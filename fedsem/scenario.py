@@ -474,9 +474,27 @@ def _assigned(tree: Any, keys: Sequence[str], value: Any, done: str = "") -> Any
     return {**mapping, key: _assigned(mapping.get(key), rest, value, here)}
 
 
-def load_scenario(
-    scenario: str | Path | Mapping[str, Any] | Scenario, settings: Sequence[str] = (), seed: int | None = None
-) -> Scenario:
+Source = str | Path | Mapping[str, Any] | Scenario
+"""A YAML file, the name of a shipped scenario, a mapping of the same shape, or a `Scenario`."""
+
+
+def read_tree(scenario: Source, settings: Sequence[str] = (), seed: int | None = None) -> dict[str, Any]:
+    """A scenario as it was written, with overrides applied but not checked; see `load_scenario`.
+
+    Raises:
+        ScenarioError: it cannot be read, or an override cannot be applied.
+    """
+    if isinstance(scenario, Scenario):
+        tree = dump_scenario(scenario)
+    elif isinstance(scenario, Mapping):
+        tree = dict(scenario)
+    else:
+        tree = read_yaml(find_scenario(scenario))
+    tree = override(tree, settings)
+    return tree if seed is None else {**tree, "seeds": [seed]}
+
+
+def load_scenario(scenario: Source, settings: Sequence[str] = (), seed: int | None = None) -> Scenario:
     """Read and check a scenario.
 
     Args:
@@ -487,15 +505,15 @@ def load_scenario(
     Raises:
         ScenarioError: one sentence with the YAML path and, for names, the closest match.
     """
-    if isinstance(scenario, Scenario):
-        tree = dump_scenario(scenario)
-    elif isinstance(scenario, Mapping):
-        tree = dict(scenario)
-    else:
-        tree = read_yaml(find_scenario(scenario))
-    tree = override(tree, settings)
-    if seed is not None:
-        tree = {**tree, "seeds": [seed]}
+    return check_cells(read_tree(scenario, settings, seed))
+
+
+def check_cells(tree: Mapping[str, Any]) -> Scenario:
+    """Validate a parsed scenario and every cell of its sweep.
+
+    Raises:
+        ScenarioError: see `load_scenario`.
+    """
     checked = check_scenario(tree)
     for cell in cells(checked):
         with cell.named():
@@ -528,6 +546,7 @@ def write_scenario(scenario: Scenario, path: Path) -> None:
     """Write the resolved scenario as YAML."""
     yaml = YAML()
     yaml.default_flow_style = False
+    yaml.allow_unicode = False  # What ruamel writes as it is (U+0085 in a description), it does not read back.
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(dump_scenario(scenario), file)
 

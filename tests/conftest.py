@@ -55,6 +55,14 @@ SHARED_LINK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of their own: what another version of fedsem left in the user's must not reach the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSEM_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

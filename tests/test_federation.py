@@ -356,8 +356,7 @@ def test_ctrl_c_ends_within_three_seconds_and_leaves_no_process(tmp_path: Path, 
     assert process.returncode == 130
     assert b"Interrupted" in said
     assert b"Traceback" not in said
-    _, alive = psutil.wait_procs(below, timeout=1)
-    assert not alive
+    assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
 
 

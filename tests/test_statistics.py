@@ -59,7 +59,7 @@ def test_one_draw_of_one_model_gets_wilson() -> None:
     theirs = binomtest(352, 359).proportion_ci(0.95, method="wilson")
     found = Bootstrap(359, 1).interval(measured(hits, single=True))
     assert found == pytest.approx((theirs.low, theirs.high), abs=1e-9)
-    # Design section 2 of the facts: +-1.4 points at 0.98.
+    # shared/facts.md: plus or minus 1.4 points at 0.98 with 359 images.
     assert (found[1] - found[0]) / 2 == pytest.approx(0.014, abs=0.002)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,28 @@ def cached(sources: Sequence[Path], options: Mapping[str, Any], decode: Callable
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise _not_writable(error) from error
+
+
+def remembered(kind: str, key: bytes, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """`make()`, kept in the subfolder `kind` of the data folder for the next time.
+
+    For what is slow to make but small. Where the folder cannot be written, it is made anew every time.
+
+    Args:
+        kind: name of the subfolder.
+        key: everything that the result depends on.
+        make: makes the array; called where no entry exists.
+    """
+    path = data_folder() / kind / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.npy"
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        pass  # Not there yet, or cut short by a crash of the machine.
+    array = make()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, array)
+    return array
 
 
 def _key(sources: Sequence[Path], options: Mapping[str, Any]) -> str:

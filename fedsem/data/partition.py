@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import warnings
 from abc import abstractmethod
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from fedsem.data.cache import remembered
 from fedsem.errors import ScenarioError
 from fedsem.registry import Options, register
 from fedsem.streams import Stream
@@ -48,6 +50,13 @@ class PartitionOptions(Options):
                 f"images."
             )
         self._check(labels, parts)
+        # flwr_datasets takes seconds to import: what it once dealt out is remembered.
+        text = f"{version('flwr-datasets')} {self.kind} {self.model_dump_json()} {parts} {seed} ".encode()
+        holder = remembered("partitions", text + labels.tobytes(), lambda: self._holders(labels, parts, seed))
+        return [np.flatnonzero(holder == part).astype(np.int64) for part in range(parts)]
+
+    def _holders(self, labels: np.ndarray, parts: int, seed: int) -> np.ndarray:
+        """For each image the receiver that holds it, -1 for none: int32 (N,)."""
         stream = Stream(seed).child("data", "partition")
         order = stream.child("order").numpy().permutation(len(labels))
         try:
@@ -60,7 +69,10 @@ class PartitionOptions(Options):
         empty = sum(len(piece) == 0 for piece in pieces)
         if empty:
             raise ScenarioError(f"data.partition: {empty} of {parts} receivers would get no image; {self.remedy}.")
-        return [np.sort(order[piece]).astype(np.int64) for piece in pieces]
+        holder = np.full(len(labels), -1, np.int32)
+        for part, piece in enumerate(pieces):
+            holder[order[piece]] = part
+        return holder
 
     def _check(self, labels: np.ndarray, parts: int) -> None:
         """Raise ScenarioError where the options cannot be met by these labels."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedsem.channels.sensing import Sensing
 from fedsem.evaluation.air import Air
-from fedsem.evaluation.detectors import energy_detector_accuracy, matched_filter_accuracy
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.plan import describe
@@ -58,6 +57,9 @@ def _detectors(link: TrainedLink, listener: Listener, snrs: Sequence[float]) -> 
     covered = channel.range_bins == 1 and channel.path_loss == 0 and channel.direct_path_db is None
     if not covered or scenario.link.power != "per_example":
         return []
+    # scipy takes a second to import, and few runs need it.
+    from fedsem.evaluation.detectors import energy_detector_accuracy, matched_filter_accuracy
+
     points = []
     for name, theory in (("energy_detector", energy_detector_accuracy), ("matched_filter", matched_filter_accuracy)):
         for snr in snrs:

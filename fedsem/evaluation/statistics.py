@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import norm
 
 from fedsem.streams import Stream
 
 LEVEL = 0.95
 REPLICATES = 1000
-_Z = float(norm.ppf(0.5 + LEVEL / 2))
+_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
 
 def wilson(successes: float, trials: float) -> tuple[float, float]:

@@ -75,7 +75,14 @@ def run_locally(server: ServerApp, client: ClientApp) -> None:
     server(LocalGrid(client), Context(LOCAL_RUN, SERVER_NODE, {}, RecordDict(), {}))
 
 
-def run_on_ray(server: ServerApp, client: ClientApp, nodes: int, cpus: int, gpus: float) -> None:
+def start_ray(workers: int) -> None:
+    """Start Ray in this process; Flower's backend finds it running and uses it."""
+    import ray
+
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def run_on_ray(server: ServerApp, client: ClientApp, nodes: int, gpus: float) -> None:
     """Run a ServerApp and a ClientApp on Ray actors with one CPU core each (and a share of the GPUs)."""
     from flwr.simulation import run_simulation
 
@@ -84,7 +91,6 @@ def run_on_ray(server: ServerApp, client: ClientApp, nodes: int, cpus: int, gpus
         client_app=client,
         num_supernodes=nodes,
         backend_config={
-            "init_args": {"num_cpus": cpus, "include_dashboard": False, "log_to_driver": False},
             # A worker that dies is started again and its message retried; without this its actor eats messages.
             "client_resources": {
                 "num_cpus": 1,

@@ -1,24 +1,15 @@
-"""Run trainings on the engine that the scenario names: centrally, in this process, or on Ray in a child process.
-
-Flower's simulation swallows failures and hangs on Ctrl-C, and Ray's processes outlive a careless parent. On Ray the
-simulation therefore runs in a child process of its own session: its chatter goes to the log, its progress and its
-errors come back as JSON lines through a pipe, and ending it ends every process that it started.
-"""
+"""Run trainings on the engine that the scenario names: centrally, in this process, or on Ray in a child process."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import torch
 
-from fedsem.errors import FederationError
+from fedsem.federation.child import SimulationProcess, cores
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState
 from fedsem.scenario import Compute
@@ -28,10 +19,23 @@ Progress = Callable[[int, int], None]
 
 
 @contextmanager
-def federated(jobs: Sequence[Job], compute: Compute, log_file: Path, progress: Progress) -> Iterator[None]:
+def federated(
+    jobs: Sequence[Job],
+    compute: Compute,
+    log_file: Path,
+    progress: Progress,
+    child: SimulationProcess | None = None,
+) -> Iterator[None]:
     """Run all `jobs` to their last round, then the block; what the engine leaves running ends after the block.
 
     Trainings that have checkpoints go on from there; finished ones cost nothing.
+
+    Args:
+        jobs: the trainings.
+        compute: engine and workers.
+        log_file: where Flower, Ray and torch may chatter.
+        progress: called after every round.
+        child: a child process that has started Ray already; without it one is started when it is needed.
 
     Raises:
         FederationError: a training lost more than its policy allows, or the engine broke down.
@@ -57,11 +61,17 @@ def federated(jobs: Sequence[Job], compute: Compute, log_file: Path, progress: P
 
         with single_thread():
             run_locally(server_app(spread, 1, report), app)
-    if spread and compute.engine == "ray":
-        with _simulation(spread, compute, log_file, lambda index, done: progress(number[spread[index]], done)):
-            yield
+    if not spread or compute.engine == "local":
+        yield
         return
-    yield
+    child = child or SimulationProcess(compute.workers or cores())
+    try:
+        for event in child.run([job.dump() for job in spread], log_file):
+            progress(number[spread[event["job"]]], event["round"])
+        yield
+        child.finish()
+    finally:
+        child.end()
 
 
 def finished(job: Job) -> bool:
@@ -80,68 +90,3 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _simulation(jobs: Sequence[Job], compute: Compute, log_file: Path, progress: Progress) -> Iterator[None]:
-    reader, writer = os.pipe()
-    order = json.dumps({"jobs": [job.dump() for job in jobs], "workers": workers(compute), "pipe": writer})
-    with log_file.open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "fedsem.federation.simulation"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=[writer],
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    os.close(writer)
-    try:
-        assert child.stdin is not None
-        child.stdin.write(order.encode())
-        child.stdin.close()
-        done = False
-        with os.fdopen(reader, encoding="utf-8") as events:
-            for line in events:
-                event = json.loads(line)
-                if event["event"] == "round":
-                    progress(event["job"], event["round"])
-                elif event["event"] == "error":
-                    raise FederationError(event["message"])
-                elif event["event"] == "done":
-                    done = True
-                    break
-        if not done:
-            raise FederationError(
-                f"The simulation ended unexpectedly (exit code {child.wait()}); its last lines are in '{log_file}'. "
-                "Resume with fedsem run --resume."
-            )
-        yield
-        # Everything is on disk; what still hangs in Ray's shutdown after that is ended below.
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=15)
-    finally:
-        end_tree(child)
-
-
-def end_tree(child: subprocess.Popen[bytes]) -> None:
-    """End a child and every process below it, at once."""
-    try:
-        below = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
-    except psutil.NoSuchProcess:
-        below = []
-    if child.poll() is None:
-        child.kill()
-    for process in below:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    child.wait()
-    psutil.wait_procs(below, timeout=2)
-
-
-def workers(compute: Compute) -> int:
-    """Ray actors: as many as the scenario says, or one per CPU core that this process may use."""
-    return compute.workers or len(os.sched_getaffinity(0))

@@ -6,7 +6,7 @@ import pandas as pd
 
 from fedsem.reporting import words
 from fedsem.reporting.panels import Curve
-from fedsem.reporting.rows import attacks, beside
+from fedsem.reporting.rows import attacks, companions
 from fedsem.reporting.style import attack_strokes, noise_stroke
 
 NOISE_BESIDE = "Gaussian noise (same achieved PSR)"
@@ -43,15 +43,14 @@ class Attackers:
     def curves(self, rows: pd.DataFrame, x: str, scale: float) -> list[Curve]:
         """One curve for each attack in the rows, and dashed ones for noise: the rows of one panel, one metric."""
         noise = rows[rows["attack"] == "noise"]
-        companions = noise["attack_params"].map(beside, na_action=None).astype("object")
-        companions = companions.where(companions.notna(), None)
-        partners = [name for name in self.strokes if (companions == name).any()]
+        partner = companions(noise)
+        partners = [name for name in self.strokes if (partner == name).any()]
         curves = []
-        if (alone := noise[~companions.isin(partners)]).size:
+        if (alone := noise[~partner.isin(partners)]).size:
             curves.append(Curve.of(alone, x, scale, noise_stroke(None), NOISE))
         for name in partners:
             stroke = noise_stroke(self.strokes[name] if 1 < len(partners) <= 6 else None)
-            curves.append(Curve.of(noise[companions == name], x, scale, stroke))
+            curves.append(Curve.of(noise[partner == name], x, scale, stroke))
         if partners:
             curves.append(Curve.only_legend(NOISE_BESIDE, noise_stroke(None)))
         for name, stroke in self.strokes.items():

@@ -96,16 +96,19 @@ def is_clean(rows: pd.DataFrame) -> pd.Series:
     return rows["attack"].fillna("none") == "none"
 
 
-def beside(params: object) -> str | None:
-    """The attack that a row of noise stands beside; None for noise at its nominal PSR."""
+def companions(rows: pd.DataFrame) -> pd.Series:
+    """For each row the attack that it, being noise, stands beside; "" where there is none (noise at nominal PSR)."""
+    return pd.Series([_beside(params) for params in rows["attack_params"]], index=rows.index, dtype="string")
+
+
+def _beside(params: object) -> str:
     if not isinstance(params, str):
-        return None
+        return ""
     try:
         parsed = json.loads(params)
     except ValueError:
-        return None
-    name = parsed.get("beside") if isinstance(parsed, dict) else None
-    return None if name is None else str(name)
+        return ""
+    return str(parsed.get("beside") or "") if isinstance(parsed, dict) else ""
 
 
 def with_words(rows: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +126,7 @@ def with_words(rows: pd.DataFrame) -> pd.DataFrame:
             | {"air": words.air(*(_text(row, facet) for facet in AIR))}
         )
     known = pd.DataFrame(named, index=distinct.index).fillna("")
-    known = known.reindex(columns=list(dict.fromkeys([*(f"@{facet}" for facet in FACETS), *known.columns])))
+    known = known.reindex(columns=list(dict.fromkeys([*(f"@{facet}" for facet in FACETS), "air", *known.columns])))
     # Rows find their words by the number of their combination of values: NA does not merge with NA everywhere.
     number = rows.groupby(columns, dropna=False, sort=False).ngroup()
     known.index = pd.Index(number.loc[distinct.index])

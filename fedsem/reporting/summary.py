@@ -12,8 +12,8 @@ from fedsem.reporting import words
 from fedsem.reporting.attackers import NOISE, Attackers
 from fedsem.reporting.rows import (
     attacks,
-    beside,
     common,
+    companions,
     evaluated,
     groups,
     is_clean,
@@ -143,18 +143,18 @@ def _attack_grid(
 ) -> Grid:
     metric = ATTACKED[kind]
     at = spread([float(value) for value in sorted(here["psr_db"].unique())], MOST_COLUMNS)
-    companions = here["attack_params"].map(beside)
+    partner = companions(here)
     noise = here["attack"] == "noise"
     lines, quiet = [], set()
     for name in attacks(here):
         mine = here[here["attack"] == name]
         lines.append((attackers.labels[name], _line(mine, "psr_db", at, metric, kind)))
-        rival = here[noise & (companions == name)]
+        rival = here[noise & (partner == name)]
         if not rival.empty:
             label = f"noise beside {words.attack_name(name)}"
             quiet.add(label)
             lines.append((label, _line(rival, "psr_db", at, metric, kind)))
-    alone = here[noise & ~companions.isin(attacks(here))]
+    alone = here[noise & ~partner.isin(attacks(here))]
     if not alone.empty:
         quiet.add(NOISE)
         lines.append((NOISE, _line(alone, "psr_db", at, metric, kind)))

@@ -1,0 +1,177 @@
+"""The stages of a run: train every cell of the sweep with every seed, evaluate, write the table and the report.
+
+Each stage has a folder whose name holds the hash of what decides its result. What is finished is never computed again:
+resuming is running again in the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsem.evaluation.evaluate import evaluate
+from fedsem.evaluation.point import Point, load_points, save_points
+from fedsem.evaluation.tabulate import rows as evaluation_rows
+from fedsem.evaluation.trained import TrainedLink
+from fedsem.federation.child import SimulationProcess
+from fedsem.federation.engine import federated, finished, single_thread
+from fedsem.federation.history import rows as history_rows
+from fedsem.federation.job import Job
+from fedsem.federation.state import FederationState, owner
+from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.reporting import table
+from fedsem.reporting.results import Results
+from fedsem.reporting.sample_table import write_samples
+from fedsem.scenario import Scenario, cells, check_scenario
+from fedsem.store import Store, now
+
+Progress = Callable[[str, str, int, int], None]
+"""Called as (stage, label, done, total): rounds of a training or points of an evaluation, and what it is called."""
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One cell of the sweep with one seed."""
+
+    cell: str
+    label: str
+    plan: Plan
+    job: Job
+    evaluation: Path
+
+
+def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
+    """Every cell's name and plan, checked."""
+    plans = []
+    for cell in cells(scenario):
+        name = "; ".join(f"{path}={_short(value)}" for path, value in cell.settings.items())
+        with cell.named():
+            plans.append((name, resolve(check_scenario(cell.tree))))
+    return plans
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "kind" in value:
+        rest = ", ".join(f"{key}: {option}" for key, option in value.items() if key != "kind")
+        return f"{value['kind']}" + (f" ({rest})" if rest else "")
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def run_stages(
+    scenario: Scenario,
+    plans: Sequence[tuple[str, Plan]],
+    store: Store,
+    reuse: Path | None,
+    progress: Progress,
+    child: SimulationProcess | None,
+) -> None:
+    """Run what is not finished yet.
+
+    Args:
+        scenario: the scenario.
+        plans: name and plan of each of its cells.
+        store: the run's folder.
+        reuse: folder of another run whose identical trainings are taken.
+        progress: told how far the run is.
+        child: a child process that has started Ray already.
+    """
+    store.write_manifest(status="running", finished=None)
+    units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+
+    if reuse is not None:
+        _reuse(units, reuse, store)
+
+    def trained(number: int, done: int) -> None:
+        progress("federate", units[number].label, done, units[number].plan.scenario.federation.rounds)
+
+    with ExitStack() as engine:
+        with store.timed("federate", "", None):
+            jobs = [unit.job for unit in units]
+            engine.enter_context(federated(jobs, scenario.compute, store.folder / "run.log", trained, child))
+        # What the engine leaves running shuts down meanwhile.
+        for unit in units:
+            if not (unit.evaluation / "points.json").is_file():
+                with store.timed("evaluate", unit.cell, unit.job.seed), single_thread():
+                    _evaluate(unit, progress)
+        with store.timed("report", "", None):
+            table.write(_table(scenario, plans, units, store), store.folder)
+            samples = [row for unit in units for row in _samples(unit)]
+            write_samples(samples, store.folder)
+            store.write_manifest(status="finished", finished=now())
+            Results(store.folder).report()
+    store.write_manifest()
+
+
+def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> _Unit:
+    text = scenario_text(plan.scenario)
+    content = json.loads(text)
+    label = f"cell{number}-seed{seed}"
+    training = {
+        key: content[key] for key in content if key not in ("name", "description", "seeds", "evaluation", "attacks")
+    }
+    active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
+    key = json.dumps([training, active, seed], sort_keys=True)
+    job = Job(text, seed, store.stage("checkpoints", key, label))
+    both = json.dumps([key, content["attacks"], content["evaluation"]], sort_keys=True)
+    return _Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
+
+
+def _reuse(units: Sequence[_Unit], folder: Path, store: Store) -> None:
+    """Copy finished trainings of another run: their folders' names end with the same hash."""
+    taken = []
+    for unit in units:
+        digest = unit.job.folder.name.rpartition("-")[2]
+        for found in (folder / "checkpoints").glob(f"*-{digest}"):
+            if finished(Job(unit.job.text, unit.job.seed, found)) and not unit.job.folder.exists():
+                partial = unit.job.folder.with_name(f".{unit.job.folder.name}")
+                shutil.copytree(found, partial, dirs_exist_ok=True)
+                partial.rename(unit.job.folder)
+                taken.append(unit.label)
+    store.write_manifest(reused={"run": folder.name, "trainings": taken})
+
+
+def _evaluate(unit: _Unit, progress: Progress) -> None:
+    state = unit.job.state()
+    plan = unit.plan
+    decoders = {
+        (receiver.id, branch): (owner(plan, receiver, branch), state.decoders[owner(plan, receiver, branch)])
+        for receiver in plan.receivers
+        for branch in receiver.branches
+    }
+    link = TrainedLink.build(plan, unit.job.seed, state.shared, decoders)
+    measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total))
+    unit.evaluation.mkdir(parents=True, exist_ok=True)
+    (unit.evaluation / "samples.json").write_text(json.dumps(measurement.samples), encoding="utf-8")
+    save_points(measurement.points, unit.evaluation)
+
+
+def _samples(unit: _Unit) -> Iterator[dict[str, Any]]:
+    for row in json.loads((unit.evaluation / "samples.json").read_text(encoding="utf-8")):
+        yield {**row, "cell": unit.cell}
+
+
+def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequence[_Unit], store: Store) -> Any:
+    rows: list[dict[str, Any]] = []
+    for i, (cell, plan) in enumerate(plans):
+        federation = plan.scenario.federation
+        members = units[i * len(scenario.seeds) : (i + 1) * len(scenario.seeds)]
+        common = {
+            "scenario": scenario.name,
+            "run_id": store.run_id,
+            "cell": cell,
+            "defense": "none",
+            "adversary_fraction": 0.0,
+            "aggregator": federation.aggregator.kind if federation.kind == "flower" else "none",
+        }
+        for unit in members:
+            state = FederationState.load(unit.job.folder)
+            assert state is not None
+            rows += [{**common, "seed": unit.job.seed, **row} for row in history_rows(plan, state)]
+        points: list[list[Point]] = [load_points(unit.evaluation) for unit in members]
+        rows += [{**common, **row} for row in evaluation_rows(points, scenario.seeds)]
+    return table.frame(rows)
