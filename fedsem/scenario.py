@@ -7,6 +7,7 @@ Every model here refuses unknown keys. `load_scenario` reads a file, applies ``-
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -524,8 +525,8 @@ def check_cells(tree: Mapping[str, Any]) -> Scenario:
 def check_scenario(tree: Mapping[str, Any]) -> Scenario:
     """Validate a parsed scenario.
 
-    Where several things are wrong, an unknown key is reported first, as it may explain why another one is missing;
-    then the first wrong key in the order of the schema (that of the design's example).
+    Where several things are wrong, what no scenario can hold (a date, .nan) is reported first; then an unknown key, as
+    it may explain why another one is missing; then the first wrong key in the order of the schema.
 
     Raises:
         ScenarioError: see `load_scenario`.
@@ -546,7 +547,8 @@ def write_scenario(scenario: Scenario, path: Path) -> None:
     """Write the resolved scenario as YAML."""
     yaml = YAML()
     yaml.default_flow_style = False
-    yaml.allow_unicode = False  # What ruamel writes as it is (U+0085 in a description), it does not read back.
+    # By default ruamel writes some texts in a way that it does not read back: U+0085, folds between escapes.
+    yaml.allow_unicode, yaml.width = False, 10**9
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(dump_scenario(scenario), file)
 
@@ -609,7 +611,6 @@ _WORDS = {
     "dict_type": "should be a mapping, not {given}",
     "model_type": "should be a mapping, not {given}",
     "none_required": "should be null, not {given}",
-    "finite_number": "should be a finite number, not {given}",
     "greater_than": "should be more than {gt}, not {given}",
     "greater_than_equal": "should be at least {ge}, not {given}",
     "less_than": "should be less than {lt}, not {given}",
@@ -658,7 +659,7 @@ def _plain(node: Any, path: tuple[str, ...]) -> Any:
     """A copy of a tree in mappings with text keys, lists and scalars: what JSON in UTF-8 can hold.
 
     Raises:
-        ScenarioError: it holds something else, such as one of YAML's dates, or itself.
+        ScenarioError: it holds something else, such as one of YAML's dates, .nan, or itself.
     """
     where = f"In the scenario{', ' + repr('.'.join(path)) if path else ''}: "
     if len(path) > 30:
@@ -672,6 +673,8 @@ def _plain(node: Any, path: tuple[str, ...]) -> Any:
         return [_plain(value, (*path, str(i))) for i, value in enumerate(node)]
     if isinstance(node, str) and not re.search("[\ud800-\udfff]", node):
         return node
+    if isinstance(node, float) and not math.isfinite(node):
+        raise ScenarioError(f"{where}should be a finite number, not {shown(node)}.")
     if node is None or isinstance(node, (int, float, Strict)):
         return node
     raise ScenarioError(

@@ -197,9 +197,9 @@ def test_projection_finds_the_nearest_point_of_the_ball(seed: int, psr_db: float
     length = np.sqrt(np.square(d).sum((1, 2, 3), keepdims=True))
     near = {"l2": d * np.minimum(1, ball / length), "linf": np.clip(d, -ball / math.sqrt(192), ball / math.sqrt(192))}
     for norm in ("l2", "linf"):
-        found = project(delta, state, psr, norm).double().numpy()  # type: ignore[arg-type]
+        found = project(delta, state, psr, norm).double().numpy()
         np.testing.assert_allclose(found, np.clip(near[norm], *box), rtol=1e-5, atol=1e-7)
-        again = project(torch.from_numpy(found).float(), state, psr, norm)  # type: ignore[arg-type]
+        again = project(torch.from_numpy(found).float(), state, psr, norm)
         np.testing.assert_allclose(again.double().numpy(), found, rtol=1e-6, atol=1e-8)
 
 

@@ -97,7 +97,7 @@ def test_per_example_power_needs_no_calibration() -> None:
 
 def test_a_silent_encoder_sends_zeros_and_no_nan() -> None:
     for kind in ("per_example", "batch_average"):
-        x = Transmitter(Scaled(8, 0.0, 0.0, 0), "real", kind, "float32")(torch.rand(2, 3, 3, 3))  # type: ignore[arg-type]
+        x = Transmitter(Scaled(8, 0.0, 0.0, 0), "real", kind, "float32")(torch.rand(2, 3, 3, 3))
         assert torch.equal(x, torch.zeros(2, 8))
 
 

@@ -173,13 +173,13 @@ def test_a_links_encoder_standardises_with_the_training_statistics() -> None:
     link = fresh_link({"kind": "awgn"})
     train = link.plan.dataset.train.images / 255.0
     torch.testing.assert_close(
-        link.transmitter.encoder.mean.flatten().double(),  # type: ignore[union-attr,operator]
+        link.transmitter.encoder.mean.flatten().double(),  # type: ignore[operator]
         torch.from_numpy(train.mean((0, 2, 3))),
         rtol=1e-5,
         atol=1e-6,
     )
     torch.testing.assert_close(
-        link.transmitter.encoder.std.flatten().double(),  # type: ignore[union-attr,operator]
+        link.transmitter.encoder.std.flatten().double(),  # type: ignore[operator]
         torch.from_numpy(train.std((0, 2, 3))),
         rtol=1e-5,
         atol=1e-6,

@@ -450,7 +450,8 @@ def test_learning_rate_schedules() -> None:
 
 def run_rounds(plan: Plan, task: ReceiverTask, count: int, keep: bool) -> tuple[Parameters, dict[str, Parameters]]:
     """Several rounds of one receiver, as the centralised reference does them."""
-    shared, decoders, state = task.shared, task.decoders, {}
+    shared, decoders = task.shared, task.decoders
+    state: Parameters = {}
     for number in range(1, count + 1):
         keys = {"round": number, "shared": shared, "decoders": decoders, "optimizer": state, "keep_optimizer": keep}
         reply = only(plan, task_of(plan, task.indices, task.seed, **keys))
@@ -502,10 +503,9 @@ def test_the_schedule_runs_over_all_rounds_and_epochs() -> None:
         for parameter in plain.parameters():
             parameter.grad = None
         plain.losses(task.indices, LABEL).mean().backward()
-        with torch.no_grad():
-            for parameter in plain.parameters():
-                assert parameter.grad is not None
-                parameter -= 0.1 * (1 + math.cos(math.pi * step / 4)) * parameter.grad
+        for parameter in plain.parameters():
+            assert parameter.grad is not None
+            parameter.data -= 0.1 * (1 + math.cos(math.pi * step / 4)) * parameter.grad
     shared, _ = run_rounds(plan, task, 2, keep=False)
     assert apart(shared, weights_of(plain.encoder), task.shared) < 1e-3
 
@@ -534,11 +534,12 @@ def test_the_proximal_term_pulls_towards_the_global_model() -> None:
 
 def test_fedprox_hands_its_mu_to_the_receivers_and_with_mu_0_is_fedavg() -> None:
     states = {}
-    for name, aggregator in {
+    aggregators: dict[str, dict[str, Any]] = {
         "fedavg": {"kind": "fedavg"},
         "none": {"kind": "fedprox", "mu": 0},
         "some": {"kind": "fedprox", "mu": 0.7},
-    }.items():
+    }
+    for name, aggregator in aggregators.items():
         plan = quiet_plan(
             {"kind": "sgd", "lr": 0.2},
             {"epochs": 2},

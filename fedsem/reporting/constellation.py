@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from fedsem.reporting import words
 from fedsem.reporting.layout import finish, settle, wrap
 from fedsem.reporting.panels import Array
+from fedsem.reporting.rows import spread
 from fedsem.reporting.style import CLEAN, FAINT, INK, VERMILLION, Drawing, house_style
 
 MOST_PANELS = 6
@@ -32,11 +33,8 @@ def draw(samples: pd.DataFrame) -> Drawing:
     mine = samples[(samples["seed"] == first["seed"]) & same_cell]
     mine = mine.assign(attack=mine["attack"].fillna("none"))
     sent, received = mine[mine["kind"] == "sent"], mine[mine["kind"] == "received"]
-    keys = ["receiver", "task", "attack", "psr_db", "snr_db"]
-    panels = list(received.groupby(keys, sort=False, dropna=False))
-    # Without attack first; of one receiver the last SNR tells least about noise, the first most.
-    panels.sort(key=lambda panel: panel[0][2] != "none")
-    panels = panels[:MOST_PANELS]
+    panels = _choose(received)
+    who = received[["receiver", "task"]].drop_duplicates()
     is_complex = (received["symbols"].fillna("real") == "complex").any()
     pairs = [_pairs(sent, rows) for _, rows in panels]
     frame = _frame(pairs)
@@ -47,7 +45,7 @@ def draw(samples: pd.DataFrame) -> Drawing:
         grid = figure.subplots(rows_of_panels, columns, squeeze=False)
         handles: dict[str, object] = {}
         outside = 0
-        titles = [wrap(figure, _title(key), SIZE - 0.55, 8) for key, _ in panels]
+        titles = [wrap(figure, _title(key, len(who) > 1), SIZE - 0.55, 8) for key, _ in panels]
         for i, (axes, (key, _), (x, y)) in enumerate(zip(grid.flat, panels, pairs, strict=False)):
             colour = CLEAN if key[2] == "none" else VERMILLION
             outside += _cloud(axes, x, y, is_complex, frame, colour, handles, key[2] != "none")
@@ -59,6 +57,9 @@ def draw(samples: pd.DataFrame) -> Drawing:
         for axes in list(grid.flat)[len(panels) :]:
             axes.remove()
         note = [f"Seed {int(first['seed'])}, {mine['image'].nunique()} images, one channel draw."]
+        if len(who) == 1:
+            names = [words.plain(str(name)) for name in who.iloc[0] if pd.notna(name)]
+            note.insert(0, words.sentence(f"receivers {', task '.join(names)}") if names else "")
         if pd.notna(first["cell"]) and first["cell"]:
             note.append(f"Of the sweep: {words.cell(str(first['cell']))}.")
         if outside:
@@ -68,16 +69,28 @@ def draw(samples: pd.DataFrame) -> Drawing:
         finish(
             figure,
             handles if is_complex else {},
-            " ".join(note),
+            " ".join(part for part in note if part),
             (SIZE + 0.16 * max(title.count("\n") + 1 for title in titles)) * rows_of_panels,
         )
         settle(figure)
     return figure
 
 
-def _title(key: tuple) -> str:
+def _choose(received: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """Panels as ((receiver, task, attack, PSR, SNR), rows): few SNRs without attack, then each attack at its highest
+    PSR."""
+    keys = ["receiver", "task", "attack", "psr_db", "snr_db"]
+    found = [(key, rows) for key, rows in received.groupby(keys, dropna=False)]
+    clean = [panel for panel in found if panel[0][2] == "none"]
+    attacked = [panel for panel in found if panel[0][2] != "none"]
+    strongest = {panel[0][2]: panel for panel in attacked}  # of one attack the last, with the highest PSR
+    names = [name for name in dict.fromkeys(received["attack"]) if name in strongest][: MOST_PANELS // 2]
+    return spread(clean, MOST_PANELS - min(len(names), MOST_PANELS // 2)) + [strongest[name] for name in names]
+
+
+def _title(key: tuple, name_receiver: bool) -> str:
     receiver, task, attack, psr, snr = key
-    parts = [words.plain(str(name)) for name in (receiver, task) if pd.notna(name)]
+    parts = [words.plain(str(name)) for name in (receiver, task) if name_receiver and pd.notna(name)]
     if pd.notna(snr):
         parts.append(f"SNR {words.decibel(float(snr))}")
     if attack != "none":
@@ -88,7 +101,7 @@ def _title(key: tuple) -> str:
 def _pairs(sent: pd.DataFrame, received: pd.DataFrame) -> tuple[Array, Array]:
     """Numbers sent and received, (images, nc) each, of the same images; of longer receptions the first nc."""
     xs, ys = [], []
-    for _, row in received.iterrows():
+    for _, row in received.drop_duplicates("image").iterrows():
         same = sent[sent["image"] == row["image"]]
         exact = same[same["attack"] == row["attack"]]
         if pd.notna(row["psr_db"]):

@@ -10,6 +10,7 @@ import pandas as pd
 from fedsem.errors import FedsemError, closest
 from fedsem.reporting import constellation, over_psr, over_snr, pictures, training_curves
 from fedsem.reporting.style import Drawing
+from fedsem.reporting.words import Kind
 
 
 @dataclass(frozen=True)
@@ -29,34 +30,45 @@ class FigureKind:
     draw: Callable[[pd.DataFrame, pd.DataFrame], Drawing]
 
 
+METRICS: dict[str, tuple[Kind, tuple[str, ...]]] = {
+    "accuracy_vs_snr": ("classification", ("accuracy",)),
+    "accuracy_vs_psr": ("classification", ("accuracy", "accuracy_vs_noise", "reached")),
+    "reconstruction_vs_snr": ("reconstruction", ("mse", "psnr_db")),
+    "reconstruction_vs_psr": ("reconstruction", ("mse", "psnr_db", "psnr_db_vs_noise", "reached")),
+    "sensing_vs_snr": ("sensing", ("accuracy", "detection_at_pfa_0.1", "range_accuracy")),
+    "sensing_vs_psr": ("sensing", ("accuracy", "detection_at_pfa_0.1", "misses", "ghosts", "reached")),
+}
+"""Figure over SNR or PSR -> the kind of task that it shows, and the metrics, a panel each."""
+
+
 def accuracy_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """Accuracy of classification over SNR."""
-    return over_snr.draw(table, "classification", ["accuracy"])
+    return over_snr.draw(table, *METRICS["accuracy_vs_snr"])
 
 
 def accuracy_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """Accuracy of classification over PSR, what attacks take beyond equal noise, and how often goals are reached."""
-    return over_psr.draw(table, "classification", ["accuracy", "accuracy_vs_noise", "reached"])
+    return over_psr.draw(table, *METRICS["accuracy_vs_psr"])
 
 
 def reconstruction_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """MSE and PSNR of reconstruction over SNR, beside linear coding and the mean image."""
-    return over_snr.draw(table, "reconstruction", ["mse", "psnr_db"])
+    return over_snr.draw(table, *METRICS["reconstruction_vs_snr"])
 
 
 def reconstruction_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """MSE and PSNR of reconstruction over PSR, and the PSNR lost beyond equal noise."""
-    return over_psr.draw(table, "reconstruction", ["mse", "psnr_db", "psnr_db_vs_noise", "reached"])
+    return over_psr.draw(table, *METRICS["reconstruction_vs_psr"])
 
 
 def sensing_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """Accuracy and detection of sensing over sensing SNR, beside two detectors' theory."""
-    return over_snr.draw(table, "sensing", ["accuracy", "detection_at_pfa_0.1", "range_accuracy"])
+    return over_snr.draw(table, *METRICS["sensing_vs_snr"])
 
 
 def sensing_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """Accuracy, detection, misses and ghosts of sensing over PSR."""
-    return over_psr.draw(table, "sensing", ["accuracy", "detection_at_pfa_0.1", "misses", "ghosts", "reached"])
+    return over_psr.draw(table, *METRICS["sensing_vs_psr"])
 
 
 def training(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
@@ -79,42 +91,42 @@ FIGURES: dict[str, FigureKind] = {
         "Accuracy over SNR",
         "How often the receivers name the right class on a good or bad channel: higher is better, and curves that stay "
         "high to the left need little power.",
-        lambda table, samples: over_snr.lacks(table, "classification"),
+        lambda table, samples: over_snr.lacks(table, *METRICS["accuracy_vs_snr"]),
         accuracy_vs_snr,
     ),
     "accuracy_vs_psr": FigureKind(
         "Accuracy under attack",
         "The gap between an attack and the dashed noise beside it is what the adversary gains from knowing the model; "
         "where they meet, only the power of the perturbation matters.",
-        lambda table, samples: over_psr.lacks(table, "classification"),
+        lambda table, samples: over_psr.lacks(table, *METRICS["accuracy_vs_psr"]),
         accuracy_vs_psr,
     ),
     "reconstruction_vs_snr": FigureKind(
         "Reconstruction over SNR",
         "Lower MSE and higher PSNR are better; a decoder that has learned something lies clear of the mean image, and "
         "one that beats linear coding of equal length lies above PCA in PSNR.",
-        lambda table, samples: over_snr.lacks(table, "reconstruction"),
+        lambda table, samples: over_snr.lacks(table, *METRICS["reconstruction_vs_snr"]),
         reconstruction_vs_snr,
     ),
     "reconstruction_vs_psr": FigureKind(
         "Reconstruction under attack",
         "Damage counts as adversarial where PSNR falls below that of noise of equal power: below zero in the panel "
         "beyond equal noise.",
-        lambda table, samples: over_psr.lacks(table, "reconstruction"),
+        lambda table, samples: over_psr.lacks(table, *METRICS["reconstruction_vs_psr"]),
         reconstruction_vs_psr,
     ),
     "sensing_vs_snr": FigureKind(
         "Sensing over sensing SNR",
         "A detector that knows nothing of the waveform reaches the energy detector's theory, one that knows all of it "
         "the matched filter's, and none does better.",
-        lambda table, samples: over_snr.lacks(table, "sensing"),
+        lambda table, samples: over_snr.lacks(table, *METRICS["sensing_vs_snr"]),
         sensing_vs_snr,
     ),
     "sensing_vs_psr": FigureKind(
         "Sensing under attack",
         "Misses are targets that the attack hides, ghosts are targets that it makes up; detection is at the threshold "
         "that gives 10 % false alarms without attack.",
-        lambda table, samples: over_psr.lacks(table, "sensing"),
+        lambda table, samples: over_psr.lacks(table, *METRICS["sensing_vs_psr"]),
         sensing_vs_psr,
     ),
     "training": FigureKind(

@@ -33,11 +33,12 @@ MOST_GROUPS = 12
 MOST_SNR = 4
 
 
-def lacks(table: pd.DataFrame, kind: Kind) -> str:
+def lacks(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> str:
     """Why there is no figure over PSR for tasks of that kind; empty where there is one."""
     if not tasks_of(table, kind):
         return f"no {kind} task was evaluated"
     rows = evaluated(table, kind)
+    rows = rows[rows["metric"].isin(metrics)]
     if not (~is_clean(rows) & rows["psr_db"].notna()).any():
         return f"no {kind} task was evaluated under attack; add a grid with 'attacks' and 'psr_db' to the scenario"
     return ""

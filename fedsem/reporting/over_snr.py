@@ -44,11 +44,12 @@ LINK_FACETS = (*AIR, "channel_uses", "symbols")
 """What ties a reference to the links that it stands beside, with the swept keys."""
 
 
-def lacks(table: pd.DataFrame, kind: Kind) -> str:
+def lacks(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> str:
     """Why there is no figure over SNR for tasks of that kind; empty where there is one."""
     if not tasks_of(table, kind):
         return f"no {kind} task was evaluated"
     rows = evaluated(table, kind)
+    rows = rows[rows["metric"].isin(metrics)]
     if rows.loc[is_clean(rows), own_snr(kind)].notna().sum() == 0:
         return f"no {kind} task was evaluated without attack at any {'sensing ' if kind == 'sensing' else ''}SNR"
     return ""

@@ -52,15 +52,15 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; pa
   border: 1px solid var(--line); }
 figcaption { font-size: .9rem; margin-top: .5rem; max-width: 52rem; } figcaption b { margin-right: .3rem; }
 pre, code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: .83rem; }
-pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto;
-  line-height: 1.45; }
+pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
+  line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --tint: #f6f6f6; --accent: #005a8c; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
   h2, h3 { break-after: avoid; } figure, .tile, tr { break-inside: avoid; } .scroll { overflow: visible; }
-  table { font-size: 7.5pt; } th, td { padding: .2rem .4rem; } pre { white-space: pre-wrap; }
+  table { font-size: 7.5pt; } th, td { padding: .2rem .4rem; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,13 @@ def house_style() -> Iterator[None]:
     with matplotlib_style.context(STYLE, after_reset=True), warnings.catch_warnings():
         # A class name in a script that the font lacks is no reason to bother anyone.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
+        subsetter = logging.getLogger("fontTools.subset")  # tells of every table of every font that it embeds
+        level = subsetter.level
+        subsetter.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            subsetter.setLevel(level)
 
 
 class Drawing(Figure):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from fedsem.reporting import words
 from fedsem.reporting.panels import Curve, Panel, compose
-from fedsem.reporting.rows import common, groups, seeds, task_kinds, with_words
+from fedsem.reporting.rows import common, facets_of, groups, seeds, task_kinds, telling, with_words
 from fedsem.reporting.strokes import Links
 from fedsem.reporting.style import ORANGE, VERMILLION, Drawing, Stroke, mix
 
@@ -34,8 +34,9 @@ def draw(table: pd.DataFrame) -> Drawing:
     """One panel for each task's loss, thin lines for seeds and thick ones for their mean; one for losses of updates."""
     federated = with_words(table[(table["stage"] == "federate") & table["value"].notna() & table["round"].notna()])
     losses = federated[federated["metric"] == "train_loss"]
-    # A task is trained by several groups of receivers at once: those are not different trainings.
-    links = Links(losses, without=["receiver"])
+    # Groups of receivers and tasks are trained at once: only what differs within a task makes another training.
+    within = [telling(rows, without=["receiver"]) for _, rows in groups(losses, ["task"])]
+    links = Links(losses, without=[facet for facet in facets_of(losses) if not any(facet in known for known in within)])
     kinds = task_kinds(table)
     panels = []
     for (task,), rows in groups(losses, ["task"]) if losses["task"].notna().any() else [((None,), losses)]:
