@@ -141,6 +141,7 @@ def resolve(scenario: Scenario) -> Plan:
         DataError: the data set is missing or cannot be read.
     """
     _check_channels(scenario)
+    _check_use(scenario)
     plan = make_plan(scenario)
     plan.new_transmitter()
     if scenario.federation.kind == "flower":
@@ -209,6 +210,16 @@ def _check_channels(scenario: Scenario) -> None:
                         f"averaged with those of group '{first[1]}', their channels deliver {width} and {first[0]} "
                         "numbers; use decoder: local."
                     )
+
+
+def _check_use(scenario: Scenario) -> None:
+    # Silently training without what a person asked for would be worse than refusing.
+    for key, named in (("attacks", scenario.use.attacks), ("defenses", scenario.use.defenses)):
+        if named:
+            raise ScenarioError(
+                f"In the scenario, 'use.{key}': '{named[0]}' does not act in training; leave it out, and list attacks "
+                "of the test phase in 'evaluation.grids'."
+            )
 
 
 def _device(wanted: str) -> torch.device:

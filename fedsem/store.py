@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -111,12 +112,18 @@ def _manifest(scenario: Scenario, device: str) -> dict[str, Any]:
         "device": device,
         "hardware": hardware(),
         "git": _git(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "started": now(),
         "finished": None,
         "status": "running",
         "stages": [],
     }
+
+
+def _command() -> str:
+    """The command line that started this run, as a person would type it."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["fedsem" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def hardware() -> dict[str, Any]:

@@ -639,6 +639,23 @@ def test_a_weighted_sum_hurts_every_task_and_single_objectives_hurt_their_own_mo
     torch.testing.assert_close(perturbed(link, air, -5.0, zero)["air"], perturbed(link, air, -5.0, only)["air"])
 
 
+def test_the_objective_is_the_mean_over_a_tasks_listeners() -> None:
+    """Two groups hear the same task over different channels: a group more must not make the task count more."""
+    channels = {"near": {"kind": "awgn"}, "far": {"kind": "rayleigh", "csi": "mmse"}}
+    groups = {name: {"count": 1, "tasks": ["job"], "channel": name} for name in channels}
+    link = fresh_link({"kind": "awgn"}, channels=channels, receivers=groups)
+    assert [one.branch.channel for one in link.listeners] == ["near", "far"]
+    delta = {"input": torch.zeros_like(link.images)}
+    values = []
+    for listeners in (link.listeners, link.listeners[:1], link.listeners[1:]):
+        only = replace(link, listeners=listeners)
+        problem = LinkProblem(only, Air(only), attack("fgsm", objective={"job": 2}), SNR_DB, SNR_DB)
+        values.append((problem.objective(delta, 3), problem.logits(delta, 3).exp()))
+    for both, near, far in zip(*values, strict=True):
+        torch.testing.assert_close(both, (near + far) / 2)
+        assert not torch.allclose(near, far)
+
+
 def test_an_empty_objective_means_all_tasks(pair: tuple[TrainedLink, Air]) -> None:
     link, air = pair
     every = LinkProblem(link, air, attack("fgsm", objective={}), SNR_DB, SNR_DB)

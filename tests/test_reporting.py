@@ -572,7 +572,7 @@ HARD_CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
         },
     ),
     "six cells": (
-        ["accuracy_vs_psr", "sensing_vs_snr"],
+        ["accuracy_vs_psr"],
         {
             "seeds": (0,),
             "psrs": [-20.0, 0.0],
@@ -611,7 +611,6 @@ def test_figures_are_the_same_bytes_each_time_and_leave_matplotlib_alone(
         one, two = (figures.draw("accuracy_vs_snr", made_up, nothing) for _ in range(2))
         page = encode(one, "pdf")
         assert page == encode(two, "pdf")
-        assert encode(one, "png") == encode(two, "png")
         assert dict(matplotlib.rcParams) == before
     finally:
         matplotlib.rcdefaults()

@@ -556,6 +556,15 @@ def test_writing_and_reading_changes_nothing(tree: dict[str, Any], tmp_path_fact
     assert load_scenario(path) == checked
 
 
+@pytest.mark.parametrize(
+    "text", ["a\x85b", "\u2028", "Übertragung, two\nlines ", "\x7f " * 60, "1e3", "yes", "null", "~"]
+)
+def test_odd_texts_survive_in_the_resolved_scenario(text: str, tmp_path: Path) -> None:
+    checked = load_scenario(base(description=text))
+    write_scenario(checked, tmp_path / "t.yaml")
+    assert load_scenario(tmp_path / "t.yaml").description == text
+
+
 scalars = (
     st.none()
     | st.booleans()

@@ -74,6 +74,7 @@ class _Evaluation:
         self.stream = Stream(link.seed).child("evaluate")
         self.clean: dict[tuple[str, str, str, float], int] = {}
         self.seen: set[tuple[Any, ...]] = set()
+        self.shown: set[float] = set()
         self.done = 0
         self.total = sum(_count(grid) for grid in self.evaluation.grids)
 
@@ -101,7 +102,9 @@ class _Evaluation:
             for key, metrics in self.scorer.score(listeners, at.snr(sensing), {}).items():
                 self.clean[*key, at.snr(sensing)] = len(self.points)
                 self.points.append(Point({**self.columns(key), "attack": "none", **at.axis(sensing)}, metrics))
-        self.samples.add(self.scorer.sent({}), {}, at.snr_db, {"attack": "none"})
+        if at.snr_db not in self.shown:
+            self.shown.add(at.snr_db)
+            self.samples.add(self.scorer.sent({}), {}, at.snr_db, {"attack": "none"})
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
@@ -117,8 +120,9 @@ class _Evaluation:
             problem = LinkProblem(self.link, self.air, attack, at.snr_db, at.sensing_snr_db)
             axes = self.objective_axes(problem, at)
             for psr_db in grid.psr_db or []:
-                if (name, psr_db, *axes.items()) not in self.seen:
-                    self.seen.add((name, psr_db, *axes.items()))
+                point = (name, psr_db, beside, *axes.items())
+                if point not in self.seen:
+                    self.seen.add(point)
                     problem.psr = from_db(psr_db)
                     delta = attack.perturb(problem, self.stream.child("perturb", name))
                     here = replace(at, psr_db=psr_db, axes=axes)

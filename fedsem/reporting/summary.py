@@ -220,7 +220,7 @@ def _total(values: pd.Series) -> int:
 
 
 def headlines(table: pd.DataFrame, most: int = 6) -> list[tuple[str, str, str]]:
-    """A few (what, value, interval) that sum a run up: each task's first metric at the highest SNR."""
+    """A few (what, value, interval) that sum a run up: each task's first metric at the highest SNR, of few links."""
     found: list[tuple[str, str, str]] = []
     kinds = task_kinds(table)
     shown = {words.plain(task): quantity(METRICS[kind][0], kind) for task, kind in kinds.items()}
@@ -229,7 +229,7 @@ def headlines(table: pd.DataFrame, most: int = 6) -> list[tuple[str, str, str]]:
         if metric != shown[task].label:
             continue
         lines = [row for row in grid.rows if row[0] not in grid.quiet]
-        for label, cells in lines:
+        for label, cells in spread(lines, max(1, most // len(kinds))):
             link = f" ({label})" if len(lines) > 1 else ""
             unit = f"\u00a0{shown[task].unit}" if shown[task].unit else ""
             what = (
