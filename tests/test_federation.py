@@ -282,6 +282,10 @@ def test_losing_too_many_receivers_ends_the_run_without_a_table(
 # ------------------------------------------------------------------------------------------- killing and resuming
 
 
+def _listen_to_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(tmp_path: Path, scenario: dict[str, Any]) -> tuple[subprocess.Popen[bytes], Path]:
     """Start `fedsem run` in a process group of its own and wait for its folder."""
     file = tmp_path / "scenario.yaml"
@@ -289,6 +293,8 @@ def start(tmp_path: Path, scenario: dict[str, Any]) -> tuple[subprocess.Popen[by
     process = subprocess.Popen(
         [sys.executable, "-m", "fedsem", "run", str(file), "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # A shell starts what it puts in the background with SIGINT ignored, and children inherit that.
+        preexec_fn=_listen_to_ctrl_c,
     )  # fmt: skip
     wait_for(lambda: any((tmp_path / "out").glob("*/*/manifest.json")), process)
     return process, next((tmp_path / "out").glob("*/*"))
