@@ -7,6 +7,7 @@ side by side.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def run(
             child = SimulationProcess(workers)
             stack.callback(child.end)
         from fedsem.reporting.results import Results
-        from fedsem.stages import plans_of, run_stages
+        from fedsem.stages import plans_of, prepare, run_stages
         from fedsem.store import Store, now
 
         checked = check_cells(tree)
@@ -81,9 +82,15 @@ def run(
             store = Store.open(Path(resume))
         else:
             store = Store.create(checked, Path(out), str(plans[0][1].device))
+        try:
+            units = prepare(checked, plans, store, Path(reuse) if reuse is not None else None)
+        except FedsemError:
+            if resume is None:
+                shutil.rmtree(store.folder)
+            raise
         stack.enter_context(_logged(store.folder / "run.log"))
         try:
-            run_stages(checked, plans, store, Path(reuse) if reuse is not None else None, progress, child)
+            run_stages(checked, plans, units, store, progress, child)
         except KeyboardInterrupt:
             store.write_manifest(status="interrupted", finished=now())
             raise

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsem.errors import OutputError
 from fedsem.evaluation.evaluate import evaluate
 from fedsem.evaluation.point import Point, load_points, save_points
 from fedsem.evaluation.tabulate import rows as evaluation_rows
@@ -24,18 +25,19 @@ from fedsem.federation.history import rows as history_rows
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.provenance import evaluation_code, training_code
 from fedsem.reporting import table
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import write_samples
 from fedsem.scenario import Scenario, cells, check_scenario
-from fedsem.store import Store, now
+from fedsem.store import Store, code_of, now
 
 Progress = Callable[[str, str, int, int], None]
 """Called as (stage, label, done, total): rounds of a training or points of an evaluation, and what it is called."""
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """One cell of the sweep with one seed."""
 
     cell: str
@@ -62,11 +64,32 @@ def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
+def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, reuse: Path | None) -> list[Unit]:
+    """Every cell with every seed, each with the folders of its stages.
+
+    Args:
+        scenario: the scenario.
+        plans: name and plan of each of its cells.
+        store: the run's folder.
+        reuse: folder of another run whose identical trainings are taken.
+
+    Raises:
+        OutputError: other code has begun one of the stages, or made a training that would be taken.
+    """
+    units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+    if reuse is not None:
+        _reuse(units, reuse, store)
+    for unit in units:
+        store.claim(unit.job.folder, training_code(unit.plan))
+        store.claim(unit.evaluation, evaluation_code(unit.plan))
+    return units
+
+
 def run_stages(
     scenario: Scenario,
     plans: Sequence[tuple[str, Plan]],
+    units: Sequence[Unit],
     store: Store,
-    reuse: Path | None,
     progress: Progress,
     child: SimulationProcess | None,
 ) -> None:
@@ -75,16 +98,12 @@ def run_stages(
     Args:
         scenario: the scenario.
         plans: name and plan of each of its cells.
+        units: what `prepare` made of them.
         store: the run's folder.
-        reuse: folder of another run whose identical trainings are taken.
         progress: told how far the run is.
         child: a child process that has started Ray already.
     """
     store.write_manifest(status="running", finished=None)
-    units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
-
-    if reuse is not None:
-        _reuse(units, reuse, store)
 
     def trained(number: int, done: int) -> None:
         progress("federate", units[number].label, done, units[number].plan.scenario.federation.rounds)
@@ -102,32 +121,42 @@ def run_stages(
             table.write(_table(scenario, plans, units, store), store.folder)
             samples = [row for unit in units for row in _samples(unit)]
             write_samples(samples, store.folder)
+            # Every number is final; the report prints the manifest, so this stands there before it is drawn.
             store.write_manifest(status="finished", finished=now())
             Results(store.folder).report()
-    store.write_manifest()
 
 
-def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> _Unit:
+def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     text = scenario_text(plan.scenario)
     content = json.loads(text)
     label = f"cell{number}-seed{seed}"
-    training = {
-        key: content[key] for key in content if key not in ("name", "description", "seeds", "evaluation", "attacks")
-    }
+    outside = ("name", "description", "seeds", "compute", "evaluation", "attacks")
+    training = {key: content[key] for key in content if key not in outside}
+    # The engine and its workers do not change a number; the device does, whatever `auto` stands for here.
+    compute = {key: content["compute"][key] for key in ("precision", "execution")} | {"device": str(plan.device)}
     active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
-    key = json.dumps([training, active, seed], sort_keys=True)
+    key = json.dumps([training, compute, active, seed], sort_keys=True)
     job = Job(text, seed, store.stage("checkpoints", key, label))
     both = json.dumps([key, content["attacks"], content["evaluation"]], sort_keys=True)
-    return _Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
+    return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
 
 
-def _reuse(units: Sequence[_Unit], folder: Path, store: Store) -> None:
-    """Copy finished trainings of another run: their folders' names end with the same hash."""
+def _reuse(units: Sequence[Unit], folder: Path, store: Store) -> None:
+    """Copy finished trainings of another run: their folders' names end with the same hash.
+
+    Raises:
+        OutputError: one of them was made with other code.
+    """
     taken = []
     for unit in units:
         digest = unit.job.folder.name.rpartition("-")[2]
         for found in (folder / "checkpoints").glob(f"*-{digest}"):
             if finished(Job(unit.job.text, unit.job.seed, found)) and not unit.job.folder.exists():
+                if (code := training_code(unit.plan)) != code_of(found):
+                    raise OutputError(
+                        f"'{folder}' was trained with other code ({code_of(found)}, now {code}): another version of "
+                        "fedsem, of a plug-in or of a numerical library. Leave out --reuse to train anew."
+                    )
                 partial = unit.job.folder.with_name(f".{unit.job.folder.name}")
                 shutil.copytree(found, partial, dirs_exist_ok=True)
                 partial.rename(unit.job.folder)
@@ -135,7 +164,7 @@ def _reuse(units: Sequence[_Unit], folder: Path, store: Store) -> None:
     store.write_manifest(reused={"run": folder.name, "trainings": taken})
 
 
-def _evaluate(unit: _Unit, progress: Progress) -> None:
+def _evaluate(unit: Unit, progress: Progress) -> None:
     state = unit.job.state()
     plan = unit.plan
     decoders = {
@@ -150,12 +179,12 @@ def _evaluate(unit: _Unit, progress: Progress) -> None:
     save_points(measurement.points, unit.evaluation)
 
 
-def _samples(unit: _Unit) -> Iterator[dict[str, Any]]:
+def _samples(unit: Unit) -> Iterator[dict[str, Any]]:
     for row in json.loads((unit.evaluation / "samples.json").read_text(encoding="utf-8")):
         yield {**row, "cell": unit.cell}
 
 
-def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequence[_Unit], store: Store) -> Any:
+def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequence[Unit], store: Store) -> Any:
     rows: list[dict[str, Any]] = []
     for i, (cell, plan) in enumerate(plans):
         federation = plan.scenario.federation

@@ -87,6 +87,25 @@ class Store:
         digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
         return self.folder / kind / f"{label}-{digest}"
 
+    @staticmethod
+    def claim(folder: Path, code: str) -> None:
+        """Make a stage's folder and write the hash of the code that computes it.
+
+        Raises:
+            OutputError: other code has begun it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        before = code_of(folder)
+        if before is None:
+            partial = folder / ".code.partial"
+            partial.write_text(code, encoding="utf-8")
+            os.replace(partial, folder / "code")
+        elif before != code:
+            raise OutputError(
+                f"'{folder.parent.parent}' was begun with other code ({before}, now {code}): another version of "
+                "fedsem, of a plug-in or of a numerical library. Resume it with that version, or start a new run."
+            )
+
     @contextmanager
     def timed(self, stage: str, cell: str, seed: int | None) -> Iterator[None]:
         """Add the wall time of the block to the manifest."""
@@ -94,6 +113,12 @@ class Store:
         yield
         entry = {"stage": stage, "cell": cell, "seed": seed, "seconds": round(time.perf_counter() - start, 3)}
         self.write_manifest(stages=[*self.manifest["stages"], entry])
+
+
+def code_of(folder: Path) -> str | None:
+    """Hash of the code that computed a stage; None where none has begun it."""
+    file = folder / "code"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def now() -> str:

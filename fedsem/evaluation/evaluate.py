@@ -109,26 +109,36 @@ class _Evaluation:
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
         that it achieved, and noise of nominal energy where it lists nothing else."""
-        beside = "noise" in grid.attacks
         attacks: dict[str, Any] = {
             name: self.link.plan.scenario.attacks[name] for name in grid.attacks if name not in BUILT_IN
         }
-        if beside and not attacks:
+        if "noise" in grid.attacks and not attacks:
             attacks = {"noise": names("attack")["noise"].model_validate({})}
-            beside = False
         for name, attack in attacks.items():
             problem = LinkProblem(self.link, self.air, attack, at.snr_db, at.sensing_snr_db)
             axes = self.objective_axes(problem, at)
             for psr_db in grid.psr_db or []:
-                point = (name, psr_db, beside, *axes.items())
+                point = (name, psr_db, *axes.items())
                 if point not in self.seen:
                     self.seen.add(point)
                     problem.psr = from_db(psr_db)
                     delta = attack.perturb(problem, self.stream.child("perturb", name))
                     here = replace(at, psr_db=psr_db, axes=axes)
-                    twin = self.noise_beside(name, attack, delta, problem, here) if beside else {}
+                    twin: dict[Key, int] = {}
+                    if name != "noise" and self.wants_noise(name, problem, here):
+                        twin = self.noise_beside(name, attack, delta, problem, here)
                     self.record(name, attack, delta, problem, here, twin)
                 self.step()
+
+    def wants_noise(self, name: str, problem: LinkProblem, here: _Where) -> bool:
+        """Whether any grid that holds this point lists `noise`: a point that several grids hold is measured once."""
+        return any(
+            "noise" in grid.attacks
+            and name in grid.attacks
+            and here.psr_db in (grid.psr_db or [])
+            and any(self.objective_axes(problem, at) == here.axes for at in _snr_pairs(grid))
+            for grid in self.evaluation.grids
+        )
 
     def noise_beside(
         self, name: str, attack: Evasion, delta: Perturbation, problem: LinkProblem, at: _Where

@@ -1,0 +1,85 @@
+"""Which code computed a stage: a hash of the sources that decide its result.
+
+A result that mixes two versions of the code belongs to neither; the hash is written beside each stage and compared
+before the stage is continued or taken by another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedsem.plan import Plan
+from fedsem.registry import Options
+
+_HERE = Path(__file__).parent
+_TRAINING = (
+    "channels", "data", "federation", "hooks", "link.py", "models", "plan.py", "scenario.py", "streams.py", "tasks",
+    "training.py", "units.py",
+)  # fmt: skip
+_LIBRARIES = ("flwr-datasets", "numpy", "torch", "torchvision")
+"""Whose version can change a number: random streams, kernels, partitions, how a JPEG is decoded."""
+
+
+def training_code(plan: Plan) -> str:
+    """Hash of what decides a training: fedsem's own sources of floors 0 to 3 and the federation, the plug-ins that the
+    scenario uses in training wherever they come from, and the versions of the numerical libraries."""
+    content = plan.scenario
+    active = [content.attacks[name] for name in content.use.attacks]
+    return _hash(_TRAINING, [content.data, content.link, content.channels, content.tasks, content.federation, active])
+
+
+def evaluation_code(plan: Plan) -> str:
+    """Hash of what decides an evaluation: all of `training_code`, the evaluation's sources, and the attacks."""
+    return _hash((*_TRAINING, "evaluation"), [plan.scenario])
+
+
+def _hash(parts: Iterable[str], options: Any) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    own = {str(file.relative_to(_HERE)): file for part in parts for file in _sources(_HERE / part)}
+    for name, file in sorted((own | _plugin_files(options)).items()):
+        digest.update(f"{name} {_digest(file)}\n".encode())
+    for name in _LIBRARIES:
+        digest.update(f"{name} {version(name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sources(path: Path) -> Iterable[Path]:
+    return [path] if path.is_file() else path.rglob("*.py")
+
+
+def _plugin_files(options: Any) -> dict[str, Path]:
+    """Files of the plug-ins in use and of the classes that they are derived from, by module."""
+    files = {}
+    for plugin in _plugins(options):
+        for cls in plugin.__mro__:
+            # A class of a notebook has no file: nothing of it can be compared.
+            file = getattr(sys.modules[cls.__module__], "__file__", None)
+            if issubclass(cls, Options) and file:
+                files[cls.__module__] = Path(file)
+    return files
+
+
+@cache
+def _digest(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+
+
+def _plugins(value: Any) -> Iterator[type[Options]]:
+    """Classes of all plug-ins below a value of the scenario."""
+    if isinstance(value, Options):
+        yield type(value)
+    if isinstance(value, BaseModel):
+        value = [getattr(value, name) for name in type(value).model_fields]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for entry in value:
+            yield from _plugins(entry)

@@ -1,0 +1,141 @@
+"""The hash of the code behind a stage: what changes it, what does not, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsem import provenance, run
+from fedsem.errors import OutputError
+from fedsem.plan import Plan, resolve
+from fedsem.provenance import evaluation_code, training_code
+from fedsem.reporting.results import Results
+from fedsem.scenario import load_scenario
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """One receiver, one round, 60 digits."""
+    scenario: dict[str, Any] = {
+        "schema": 1,
+        "name": "tiny",
+        "seeds": [0],
+        "compute": {"engine": "local"},
+        "data": {"kind": "digits", "train_images": 60, "test_images": 20},
+        "link": {"encoder": {"kind": "cnn", "channel_uses": 4}},
+        "channels": {"down": {"kind": "awgn"}},
+        "tasks": {"label": {"kind": "classification"}},
+        "receivers": {"all": {"count": 1, "tasks": ["label"], "channel": "down"}},
+        "federation": {"rounds": 1},
+        "evaluation": {"draws": {"attack": 1, "score": 1}, "samples": 0, "grids": [{"snr_db": [10]}]},
+    }
+    return scenario | changes
+
+
+def plan_of(**changes: Any) -> Plan:
+    return resolve(load_scenario(tiny(**changes)))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run(tiny(), out=tmp_path_factory.mktemp("provenance"))
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of fedsem's sources that may be edited."""
+    copy = tmp_path / "fedsem"
+    shutil.copytree(provenance._HERE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "_HERE", copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "trains", "evaluates"),
+    [
+        ("training.py", True, True),
+        ("link.py", True, True),
+        ("channels/fading.py", True, True),
+        ("federation/rounds.py", True, True),
+        ("federation/aggregators/fedavg.py", True, True),
+        ("evaluation/score.py", False, True),
+        ("reporting/figures.py", False, False),
+        ("cli.py", False, False),
+    ],
+)
+def test_a_line_of_source_changes_the_hash_of_what_it_decides(
+    sources: Path, file: str, trains: bool, evaluates: bool
+) -> None:
+    plan = plan_of()
+    before = training_code(plan), evaluation_code(plan)
+    with (sources / file).open("a") as text:
+        text.write("# changed\n")
+    provenance._digest.cache_clear()
+    assert (training_code(plan) != before[0], evaluation_code(plan) != before[1]) == (trains, evaluates)
+
+
+def test_an_attack_belongs_to_the_evaluation_alone_until_it_acts_in_training() -> None:
+    clean = plan_of()
+    attacked = plan_of(attacks={"fgsm": {"kind": "fgsm", "objective": {"label": 1}}})
+    assert training_code(clean) == training_code(attacked)
+    assert evaluation_code(clean) != evaluation_code(attacked)
+
+
+def test_the_file_of_a_third_partys_plugin_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "their_channel.py"
+    file.write_text("from fedsem.channels.awgn import Awgn\n\nclass Theirs(Awgn):\n    pass\n")
+    theirs = importlib.import_module("their_channel").Theirs()
+    monkeypatch.setitem(sys.modules, "their_channel", sys.modules["their_channel"])
+    ours = plan_of()
+    mixed = ours.scenario.model_copy(update={"channels": {"down": theirs}})
+    with_theirs = Plan(mixed, ours.dataset, ours.receivers, ours.device)
+    before = training_code(with_theirs)
+    assert before != training_code(ours)
+    file.write_text(file.read_text() + "# changed\n")
+    provenance._digest.cache_clear()
+    assert training_code(with_theirs) != before
+
+
+def test_the_version_of_a_numerical_library_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of()
+    before = training_code(plan)
+    monkeypatch.setattr(provenance, "version", lambda name: "0.0" if name == "torch" else "1")
+    first = training_code(plan)
+    monkeypatch.setattr(provenance, "version", lambda name: "0.1" if name == "torch" else "1")
+    assert len({before, first, training_code(plan)}) == 3
+
+
+def altered(finished: Results, tmp_path: Path) -> Path:
+    """A copy of a finished run that other code is said to have made."""
+    folder = tmp_path / "altered"
+    shutil.copytree(finished.folder, folder)
+    for code in folder.glob("*/*/code"):
+        code.write_text("0123456789abcdef")
+    return folder
+
+
+def test_trainings_of_other_code_are_not_reused(finished: Results, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"was trained with other code \(0123456789abcdef, now .*Leave out --reuse"):
+        run(tiny(), out=tmp_path / "out", reuse=altered(finished, tmp_path))
+    assert not list(tmp_path.glob("out/*/*"))
+
+
+def test_a_run_of_other_code_is_not_resumed(finished: Results, tmp_path: Path) -> None:
+    folder = altered(finished, tmp_path)
+    before = {name: (folder / name).read_bytes() for name in ("table.csv", "manifest.json")}
+    with pytest.raises(OutputError, match=r"was begun with other code \(0123456789abcdef, now .*start a new run"):
+        run(resume=folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_engines_share_trainings_because_they_give_the_same_numbers(finished: Results, tmp_path: Path) -> None:
+    reused = run(tiny(), ["compute.engine=ray", "compute.workers=1"], out=tmp_path, reuse=finished.folder)
+    assert reused.manifest["reused"]["trainings"] == ["cell0-seed0"]
+    precise = run(tiny(), ["compute.precision=bf16"], out=tmp_path, reuse=finished.folder)
+    assert json.loads((precise.folder / "manifest.json").read_text())["reused"]["trainings"] == []
