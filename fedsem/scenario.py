@@ -169,6 +169,20 @@ class Train(Strict):
     augment: list[Literal["flip", "crop"]] = []
 
 
+class ServerOptimizer(Strict):
+    """The server's step along the combined delta d of a round: v <- momentum v + d, then w <- w + lr v.
+
+    lr 1 without momentum is plain averaging; with momentum it is FedAvgM (Hsu et al., Measuring the Effects of
+    Non-Identical Data Distribution for Federated Visual Classification, 2019, section 4.3), SERVEROPT = SGD of Reddi et
+    al., Adaptive Federated Optimization, 2021. It moves everything that the server averages: the encoder and the
+    decoders of policy `group`.
+    """
+
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
 class Federation(Strict):
     """Who trains together.
 
@@ -177,7 +191,7 @@ class Federation(Strict):
         rounds: how often the receivers train and are averaged.
         fraction: share of the receivers that each round asks.
         aggregator: how their updates are combined.
-        server_optimizer: none yet.
+        server_optimizer: the server's step along what the aggregator returned; null: plain averaging.
     """
 
     kind: Literal["flower", "none"] = "flower"
@@ -188,7 +202,7 @@ class Federation(Strict):
     )
     round_timeout_s: PositiveFloat = Field(3600.0, description="replies that take longer count as failed")
     aggregator: Annotated[Any, Plugin("aggregator")] = Field({"kind": "fedavg"}, validate_default=True)
-    server_optimizer: None = None
+    server_optimizer: ServerOptimizer | None = None
 
 
 class Draws(Strict):

@@ -463,6 +463,8 @@ def swept(trained_link: TrainedLink) -> tuple[Measurement, list[dict[str, Any]]]
             "baselines": False,
             "samples": 0,
             "grids": [
+                # Its points come again in the next grid, with noise: each must be measured once, with its noise.
+                {"attacks": ["fgsm", "pgd"], "snr_db": [SNR_DB], "psr_db": [-20.0, -15.0]},
                 {"attacks": ["none", "noise", "fgsm", "fgsm2"], "snr_db": [SNR_DB], "psr_db": list(PSR_DB)},
                 {"attacks": ["noise", "pgd", "pgd2"], "snr_db": [SNR_DB], "psr_db": list(PGD_PSR_DB)},
             ],

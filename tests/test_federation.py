@@ -119,6 +119,65 @@ def test_the_encoder_is_averaged_over_all_receivers_and_decoders_follow_their_po
             assert all(torch.equal(kept[name], value) for name, value in replies[number].decoders[branch.key].items())
 
 
+def random_replies(plan: Plan, state: FederationState, number: int) -> list[Reply]:
+    """Updates that no training made, of receivers with 30 to 34 images."""
+    generator = torch.Generator().manual_seed(number)
+
+    def near(parameters: dict[str, torch.Tensor], origin: float) -> dict[str, torch.Tensor]:
+        return {k: origin * v + torch.randn(v.shape, generator=generator) for k, v in parameters.items()}
+
+    return [
+        Reply(
+            receiver.id,
+            30 + receiver.id,
+            near(state.shared, 0),
+            {branch.key: near(state.decoders[owner(plan, receiver, branch)], 1) for branch in receiver.branches},
+            losses={branch.key: 1.0 for branch in receiver.branches},
+        )
+        for receiver in plan.receivers
+    ]
+
+
+def test_server_momentum_is_torchs_sgd_on_the_averaged_update(plan: Plan, tmp_path: Path) -> None:
+    """FedAvgM, against torch.optim.SGD whose gradient is minus what plain averaging moves; over a checkpoint, too."""
+    server = {"lr": 0.5, "momentum": 0.8}
+    moved = resolve(load_scenario(small(federation={"rounds": 3, "server_optimizer": server})))
+    state = FederationState.initial(plan, 3)
+    scopes = {"encoder": state.shared, "decoder": state.decoders["group/label"]}
+    peers = {scope: {k: v.double().requires_grad_() for k, v in values.items()} for scope, values in scopes.items()}
+    sgd = torch.optim.SGD([v for values in peers.values() for v in values.values()], **server)
+    for number in range(3):
+        replies = random_replies(plan, state, number)
+        plain = rounds.combine(plan, state, range(5), replies)
+        now = {"encoder": state.shared, "decoder": state.decoders["group/label"]}
+        averaged = {"encoder": plain.shared, "decoder": plain.decoders["group/label"]}
+        for scope, values in peers.items():
+            for name, value in values.items():
+                value.grad = now[scope][name].double() - averaged[scope][name].double()
+        sgd.step()
+        state = rounds.combine(moved, state, range(5), replies)
+        state.save(tmp_path)
+        loaded = FederationState.load(tmp_path)
+        assert loaded is not None
+        assert {velocity.dtype for velocity in loaded.optimizer.values()} == {torch.float64}
+        state = loaded
+        after = {"encoder": state.shared, "decoder": state.decoders["group/label"]}
+        for scope, values in peers.items():
+            for name, value in values.items():
+                torch.testing.assert_close(after[scope][name].double(), value.detach(), rtol=1e-5, atol=1e-5)
+        # Decoders that stay on their receiver are not the server's to move.
+        assert torch.equal(state.decoders["3/target@radar"]["0.weight"], plain.decoders["3/target@radar"]["0.weight"])
+
+
+def test_a_server_step_of_one_without_momentum_is_plain_averaging(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    server = {"lr": 1.0, "momentum": 0.0}
+    stepping = resolve(load_scenario(small(federation={"rounds": 3, "server_optimizer": server})))
+    replies = random_replies(plan, state, 0)
+    plain, stepped = (rounds.combine(one, state, range(5), replies) for one in (plan, stepping))
+    assert all(torch.equal(plain.shared[name], stepped.shared[name]) for name in plain.shared)
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_an_update_with_non_finite_values_is_rejected_and_counted(plan: Plan, poison: float) -> None:
     state = FederationState.initial(plan, 3)

@@ -50,7 +50,7 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
 
     The encoder is averaged over all valid replies, a receiver counting n_i * sum of its task weights; decoders of
     policy `group` over the receivers that hold the task, counting n_i; local decoders are replaced. A reply with NaN
-    or infinite values is rejected as a whole.
+    or infinite values is rejected as a whole. `federation.server_optimizer` steps along what was averaged.
 
     Raises:
         FederationError: fewer valid replies than `federation.min_receivers`.
@@ -75,8 +75,11 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
             f"Round {record.round}: only {len(valid)} of {len(asked)} receivers sent a valid update and "
             f"federation.min_receivers needs {required} ({reasons}); run.log has the details."
         )
+    velocity = dict(state.optimizer)
     shared = _aggregate(
         plan,
+        velocity,
+        "shared",
         state.shared,
         [reply.delta for reply in valid],
         [
@@ -99,24 +102,40 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
         before = state.decoders[who]
         decoders[who] = _aggregate(
             plan,
+            velocity,
+            who,
             before,
             [{name: value - before[name] for name, value in parameters.items()} for _, parameters in members],
             [float(reply.examples) for reply, _ in members],
             [reply.receiver for reply, _ in members],
         )
     _count(plan, state, record, valid)
-    return FederationState(state.round + 1, shared, decoders, history=[*state.history, record])
+    return FederationState(state.round + 1, shared, decoders, velocity, [*state.history, record])
 
 
 def _aggregate(
-    plan: Plan, before: Parameters, deltas: list[Parameters], weights: list[float], receivers: list[int]
+    plan: Plan,
+    velocity: Parameters,
+    what: str,
+    before: Parameters,
+    deltas: list[Parameters],
+    weights: list[float],
+    receivers: list[int],
 ) -> Parameters:
+    """The parameters `what` after the server's step; their `velocity` is brought up to date."""
     rows = np.stack([np.concatenate([delta[name].numpy().ravel() for name in before]) for delta in deltas])
     updates = Updates(rows, np.asarray(weights, dtype=np.float64), tuple(receivers))
-    combined = torch.from_numpy(plan.scenario.federation.aggregator.aggregate(updates))
+    step = torch.from_numpy(plan.scenario.federation.aggregator.aggregate(updates))
+    server = plan.scenario.federation.server_optimizer
     after: Parameters = {}
-    for name, part in zip(before, combined.split([value.numel() for value in before.values()]), strict=True):
-        after[name] = (before[name].double() + part.view_as(before[name])).float()
+    for name, part in zip(before, step.split([value.numel() for value in before.values()]), strict=True):
+        moved = part.view_as(before[name])
+        if server is not None:
+            # By name: a checkpoint does not keep the order of the parameters.
+            entry = f"{what}/{name}"
+            velocity[entry] = moved + server.momentum * velocity[entry] if entry in velocity else moved.clone()
+            moved = server.lr * velocity[entry]
+        after[name] = (before[name].double() + moved).float()
     return after
 
 

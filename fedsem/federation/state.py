@@ -50,7 +50,8 @@ class FederationState:
         round: rounds that are done.
         shared: parameters of the encoder.
         decoders: parameters of each decoder, by its owner (see `owner`).
-        optimizer: state of the centralised reference's optimiser.
+        optimizer: what the next round needs of the optimiser: of the centralised reference its state, of the server
+            the velocity of all that it averages, in float64.
         history: one record for each round.
     """
 
