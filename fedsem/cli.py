@@ -152,6 +152,7 @@ def validate(
             f"The scenario '{checked.name}' is valid: {len(trainings) * len(checked.seeds)} training(s), "
             f"{receivers} receivers, {len(trainings[0].dataset.train.labels)} training images.",
             highlight=False,
+            soft_wrap=True,
         )
 
 
