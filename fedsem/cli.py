@@ -101,7 +101,9 @@ def run(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="replaces seeds by this one")] = None,
     resume: Annotated[Path | None, typer.Option(help="finish the run in this folder")] = None,
-    reuse: Annotated[Path | None, typer.Option(help="take identical trainings from the run in this folder")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="take identical trainings from the run in this folder; can be repeated")
+    ] = None,
 ) -> None:
     """Train and evaluate a scenario; write table, figures and report.
 
@@ -120,7 +122,7 @@ def run(
                 device=device,
                 seed=seed,
                 resume=resume,
-                reuse=reuse,
+                reuse=reuse or [],
                 progress=progress,
             )
         for sentence in results.warnings():

@@ -34,7 +34,7 @@ def run(
     device: str | None = None,
     seed: int | None = None,
     resume: str | Path | None = None,
-    reuse: str | Path | None = None,
+    reuse: str | Path | Sequence[str | Path] = (),
     progress: Progress = _silent,
 ) -> Results:
     """Run a scenario and return its results.
@@ -46,8 +46,8 @@ def run(
         device: `auto`, `cpu` or `cuda`; replaces `compute.device`.
         seed: replaces `seeds` by this one.
         resume: folder of a run to finish, instead of a scenario; nothing that is finished is computed again.
-        reuse: folder of another run, whose finished trainings are taken where they are identical: the same data, link,
-            receivers, training, federation and seed, whatever is evaluated.
+        reuse: folders of other runs, whose finished trainings are taken where they are identical: the same data, link,
+            receivers, training, federation, seed and code, whatever is evaluated.
         progress: told how far the run is.
 
     Raises:
@@ -55,17 +55,18 @@ def run(
         FederationError: training lost more than its policy allows; the folder can be resumed.
         OutputError: results cannot be written.
     """
+    others = [Path(folder) for folder in ([reuse] if isinstance(reuse, (str, Path)) else reuse)]
     if (scenario is None) == (resume is None):
         raise FedsemError("Give either a scenario or the folder of a run to resume.")
     if resume is not None:
-        if settings or seed is not None or device is not None or reuse is not None:
+        if settings or seed is not None or device is not None or others:
             raise FedsemError("A resumed run keeps its scenario: leave out --set, --seed, --device and --reuse.")
         _check_folder(Path(resume))
         tree = read_tree(Path(resume) / "scenario.yaml")
     else:
         assert scenario is not None
-        if reuse is not None:
-            _check_folder(Path(reuse))
+        for other in others:
+            _check_folder(other)
         tree = read_tree(scenario, [*settings, *([f"compute.device={device}"] if device else [])], seed)
     with ExitStack() as stack:
         child = None
@@ -83,7 +84,7 @@ def run(
         else:
             store = Store.create(checked, Path(out), str(plans[0][1].device))
         try:
-            units = prepare(checked, plans, store, Path(reuse) if reuse is not None else None)
+            units = prepare(checked, plans, store, others)
         except FedsemError:
             if resume is None:
                 shutil.rmtree(store.folder)

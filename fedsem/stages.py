@@ -64,21 +64,21 @@ def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, reuse: Path | None) -> list[Unit]:
+def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, reuse: Sequence[Path]) -> list[Unit]:
     """Every cell with every seed, each with the folders of its stages.
 
     Args:
         scenario: the scenario.
         plans: name and plan of each of its cells.
         store: the run's folder.
-        reuse: folder of another run whose identical trainings are taken.
+        reuse: folders of other runs whose identical trainings are taken.
 
     Raises:
         OutputError: other code has begun one of the stages, or made a training that would be taken.
     """
     units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
-    if reuse is not None:
-        _reuse(units, reuse, store)
+    if reuse:
+        store.write_manifest(reused=[_reuse(units, folder) for folder in reuse])
     for unit in units:
         store.claim(unit.job.folder, training_code(unit.plan))
         store.claim(unit.evaluation, evaluation_code(unit.plan))
@@ -141,8 +141,8 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
 
 
-def _reuse(units: Sequence[Unit], folder: Path, store: Store) -> None:
-    """Copy finished trainings of another run: their folders' names end with the same hash.
+def _reuse(units: Sequence[Unit], folder: Path) -> dict[str, Any]:
+    """Copy finished trainings of another run: their folders' names end with the same hash. Returns what was taken.
 
     Raises:
         OutputError: one of them was made with other code.
@@ -161,7 +161,7 @@ def _reuse(units: Sequence[Unit], folder: Path, store: Store) -> None:
                 shutil.copytree(found, partial, dirs_exist_ok=True)
                 partial.rename(unit.job.folder)
                 taken.append(unit.label)
-    store.write_manifest(reused={"run": folder.name, "trainings": taken})
+    return {"run": folder.name, "git": Store.open(folder).manifest.get("git"), "trainings": taken}
 
 
 def _evaluate(unit: Unit, progress: Progress) -> None:

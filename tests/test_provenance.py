@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -136,6 +135,13 @@ def test_a_run_of_other_code_is_not_resumed(finished: Results, tmp_path: Path) -
 
 def test_engines_share_trainings_because_they_give_the_same_numbers(finished: Results, tmp_path: Path) -> None:
     reused = run(tiny(), ["compute.engine=ray", "compute.workers=1"], out=tmp_path, reuse=finished.folder)
-    assert reused.manifest["reused"]["trainings"] == ["cell0-seed0"]
+    assert reused.manifest["reused"][0]["trainings"] == ["cell0-seed0"]
     precise = run(tiny(), ["compute.precision=bf16"], out=tmp_path, reuse=finished.folder)
-    assert json.loads((precise.folder / "manifest.json").read_text())["reused"]["trainings"] == []
+    assert precise.manifest["reused"][0]["trainings"] == []
+
+
+def test_trainings_come_from_several_runs(finished: Results, tmp_path: Path) -> None:
+    second = run(tiny(seeds=[1]), out=tmp_path)
+    joined = run(tiny(seeds=[0, 1]), out=tmp_path, reuse=[finished.folder, second.folder])
+    assert [taken["trainings"] for taken in joined.manifest["reused"]] == [["cell0-seed0"], ["cell0-seed1"]]
+    assert {taken["git"] for taken in joined.manifest["reused"]} == {joined.manifest["git"]}
