@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,9 @@ def run_stages(
         child: a child process that has started Ray already.
     """
     store.write_manifest(status="running", finished=None)
+    if child is not None:
+        # This process only waits while Ray starts and trains: time enough to import what draws the report.
+        threading.Thread(target=import_module, args=("fedsem.reporting.report",), daemon=True).start()
 
     def trained(number: int, done: int) -> None:
         progress("federate", units[number].label, done, units[number].plan.scenario.federation.rounds)
