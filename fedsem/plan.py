@@ -20,7 +20,7 @@ from fedsem.data.dataset import Dataset
 from fedsem.errors import ScenarioError
 from fedsem.link import Transmitter
 from fedsem.models.encoder import ImageFormat
-from fedsem.scenario import Scenario, Uniform, check_scenario, dump_scenario
+from fedsem.scenario import Federation, Scenario, Uniform, check_scenario, dump_scenario
 from fedsem.streams import Stream
 from fedsem.tasks.task import DecoderFormat, Task
 
@@ -123,6 +123,11 @@ class Plan:
         """Training images on the plan's device, uint8 (N, C, H, W)."""
         return torch.from_numpy(np.array(self.dataset.train.images)).to(self.device)
 
+    def some_train_images(self, count: int) -> Tensor:
+        """About `count` training images in [0, 1], evenly spaced: a data set may be sorted by class."""
+        step = max(1, len(self.dataset.train) // count)
+        return self.train_images[::step][:count].float() / 255
+
     @cached_property
     def train_labels(self) -> Tensor:
         return torch.from_numpy(np.array(self.dataset.train.labels)).to(self.device)
@@ -142,6 +147,7 @@ def resolve(scenario: Scenario) -> Plan:
     """
     _check_channels(scenario)
     _check_use(scenario)
+    _check_federation(scenario)
     plan = make_plan(scenario)
     plan.new_transmitter()
     if scenario.federation.kind == "flower":
@@ -220,6 +226,17 @@ def _check_use(scenario: Scenario) -> None:
                 f"In the scenario, 'use.{key}': '{named[0]}' does not act in training; leave it out, and list attacks "
                 "of the test phase in 'evaluation.grids'."
             )
+
+
+def _check_federation(scenario: Scenario) -> None:
+    federation, plain = scenario.federation, Federation()
+    if federation.kind == "none":
+        for key in ("aggregator", "server_optimizer", "fraction", "min_receivers"):
+            if getattr(federation, key) != getattr(plain, key):
+                raise ScenarioError(
+                    f"In the scenario, 'federation.{key}': the centralised reference (kind: none) averages nothing; "
+                    "remove it, or use kind: flower."
+                )
 
 
 def _device(wanted: str) -> torch.device:

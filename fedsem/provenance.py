@@ -17,15 +17,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedsem.plan import Plan
-from fedsem.registry import Options
+from fedsem.registry import Options, find
 
 _HERE = Path(__file__).parent
 _TRAINING = (
     "channels", "data", "federation", "hooks", "link.py", "models", "plan.py", "scenario.py", "streams.py", "tasks",
     "training.py", "units.py",
 )  # fmt: skip
-_LIBRARIES = ("flwr-datasets", "numpy", "torch", "torchvision")
-"""Whose version can change a number: random streams, kernels, partitions, how a JPEG is decoded."""
+_LIBRARIES = ("flwr-datasets", "numpy", "pillow", "scikit-learn", "scipy", "torch", "torchattacks", "torchvision")
+"""Whose version can change a number: random streams, kernels, partitions, how a JPEG is decoded, attacks."""
 
 
 def training_code(plan: Plan) -> str:
@@ -38,7 +38,8 @@ def training_code(plan: Plan) -> str:
 
 def evaluation_code(plan: Plan) -> str:
     """Hash of what decides an evaluation: all of `training_code`, the evaluation's sources, and the attacks."""
-    return _hash((*_TRAINING, "evaluation"), [plan.scenario])
+    # Grids name the Gaussian noise without a plug-in of the scenario.
+    return _hash((*_TRAINING, "evaluation"), [plan.scenario, find("attack", "noise").model_validate({})])
 
 
 def _hash(parts: Iterable[str], options: Any) -> str:

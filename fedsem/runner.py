@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsem.errors import FedsemError, OutputError
-from fedsem.federation.child import SimulationProcess, cores
+from fedsem.federation.child import SimulationProcess, actors
 from fedsem.scenario import Source, check_cells, read_tree
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def run(
         if settings or seed is not None or device is not None or others:
             raise FedsemError("A resumed run keeps its scenario: leave out --set, --seed, --device and --reuse.")
         _check_folder(Path(resume))
-        tree = read_tree(Path(resume) / "scenario.yaml")
+        resume = Path(resume).resolve()  # its name is the run's id
+        tree = read_tree(resume / "scenario.yaml")
     else:
         assert scenario is not None
         for other in others:
@@ -80,14 +81,16 @@ def run(
         checked = check_cells(tree)
         plans = plans_of(checked)
         if resume is not None:
-            store = Store.open(Path(resume))
+            store = Store.open(resume)
         else:
             store = Store.create(checked, Path(out), str(plans[0][1].device))
         try:
             units = prepare(checked, plans, store, others)
-        except FedsemError:
+        except (FedsemError, OSError) as error:
             if resume is None:
                 shutil.rmtree(store.folder)
+            if isinstance(error, OSError):
+                raise OutputError(f"The run in '{store.folder}' cannot be written ({error}).") from error
             raise
         stack.enter_context(_logged(store.folder / "run.log"))
         try:
@@ -121,10 +124,15 @@ def _ray_workers(tree: Mapping[str, Any]) -> int:
         return 0
     if isinstance(federation, Mapping) and federation.get("kind") == "none":
         return 0
-    wanted = compute.get("workers")
-    return (
-        (wanted if isinstance(wanted, int) and wanted > 0 else cores()) if compute.get("engine", "ray") == "ray" else 0
-    )
+    if compute.get("engine", "ray") != "ray":
+        return 0
+    groups = tree.get("receivers")
+    counts = [group.get("count") for group in groups.values()] if isinstance(groups, Mapping) else []
+    return actors(_positive(compute.get("workers")), sum(filter(None, map(_positive, counts))))
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 @contextmanager

@@ -36,6 +36,8 @@ from fedsem.store import Store, code_of, now
 
 Progress = Callable[[str, str, int, int], None]
 """Called as (stage, label, done, total): rounds of a training or points of an evaluation, and what it is called."""
+ORIGIN = "reused-from"
+"""File in the folder of a training that was taken from another run, with that run's id."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,21 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         OutputError: other code has begun one of the stages, or made a training that would be taken.
     """
     units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
-    if reuse:
-        store.write_manifest(reused=[_reuse(units, folder) for folder in reuse])
+    for folder in reuse:
+        _reuse(units, folder)
     for unit in units:
         store.claim(unit.job.folder, training_code(unit.plan))
         store.claim(unit.evaluation, evaluation_code(unit.plan))
+    store.write_manifest(reused=[{"training": unit.label, **taken} for unit in units if (taken := _origin(unit))])
     return units
+
+
+def _origin(unit: Unit) -> dict[str, Any]:
+    """The run that a training was taken from, and its revision; empty where it is this run's own."""
+    origin = unit.job.folder / ORIGIN
+    if not origin.is_file():
+        return {}
+    return {"run": origin.read_text(encoding="utf-8"), "git": code_of(unit.job.folder)["git"]}
 
 
 def run_stages(
@@ -95,7 +106,7 @@ def run_stages(
     progress: Progress,
     child: SimulationProcess | None,
 ) -> None:
-    """Run what is not finished yet.
+    """Run what is not finished yet; cells that differ in their evaluation alone share a training.
 
     Args:
         scenario: the scenario.
@@ -110,12 +121,14 @@ def run_stages(
         # This process only waits while Ray starts and trains: time enough to import what draws the report.
         threading.Thread(target=import_module, args=("fedsem.reporting.report",), daemon=True).start()
 
+    distinct = list({unit.job.folder: unit for unit in units}.values())
+
     def trained(number: int, done: int) -> None:
-        progress("federate", units[number].label, done, units[number].plan.scenario.federation.rounds)
+        progress("federate", distinct[number].label, done, distinct[number].plan.scenario.federation.rounds)
 
     with ExitStack() as engine:
         with store.timed("federate", "", None):
-            jobs = [unit.job for unit in units]
+            jobs = [unit.job for unit in distinct]
             engine.enter_context(federated(jobs, scenario.compute, store.folder / "run.log", trained, child))
         # What the engine leaves running shuts down meanwhile.
         for unit in units:
@@ -140,33 +153,32 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     # The engine and its workers do not change a number; the device does, whatever `auto` stands for here.
     compute = {key: content["compute"][key] for key in ("precision", "execution")} | {"device": str(plan.device)}
     active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
-    key = json.dumps([training, compute, active, seed], sort_keys=True)
-    job = Job(text, seed, store.stage("checkpoints", key, label))
-    both = json.dumps([key, content["attacks"], content["evaluation"]], sort_keys=True)
+    data = plan.dataset
+    key = json.dumps([training, compute, active, seed, data.train.fingerprint], sort_keys=True)
+    job = Job(text, seed, store.stage("checkpoints", key, f"seed{seed}"))
+    both = json.dumps([key, content["attacks"], content["evaluation"], data.test.fingerprint], sort_keys=True)
     return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
 
 
-def _reuse(units: Sequence[Unit], folder: Path) -> dict[str, Any]:
-    """Copy finished trainings of another run: their folders' names end with the same hash. Returns what was taken.
+def _reuse(units: Sequence[Unit], folder: Path) -> None:
+    """Copy finished trainings of another run: their folders have the same names.
 
     Raises:
         OutputError: one of them was made with other code.
     """
-    taken = []
     for unit in units:
-        digest = unit.job.folder.name.rpartition("-")[2]
-        for found in (folder / "checkpoints").glob(f"*-{digest}"):
-            if finished(Job(unit.job.text, unit.job.seed, found)) and not unit.job.folder.exists():
-                if (code := training_code(unit.plan)) != code_of(found):
-                    raise OutputError(
-                        f"'{folder}' was trained with other code ({code_of(found)}, now {code}): another version of "
-                        "fedsem, of a plug-in or of a numerical library. Leave out --reuse to train anew."
-                    )
-                partial = unit.job.folder.with_name(f".{unit.job.folder.name}")
-                shutil.copytree(found, partial, dirs_exist_ok=True)
-                partial.rename(unit.job.folder)
-                taken.append(unit.label)
-    return {"run": folder.name, "git": Store.open(folder).manifest.get("git"), "trainings": taken}
+        found = folder / "checkpoints" / unit.job.folder.name
+        if finished(Job(unit.job.text, unit.job.seed, found)) and not unit.job.folder.exists():
+            if (code := training_code(unit.plan)) != (before := code_of(found)["hash"]):
+                raise OutputError(
+                    f"'{folder}' was trained with other code ({before}, now {code}): another version of fedsem, of a "
+                    "plug-in or of a numerical library. Leave out --reuse to train anew."
+                )
+            partial = unit.job.folder.with_name(f".{unit.job.folder.name}")
+            shutil.copytree(found, partial, dirs_exist_ok=True)
+            if not (partial / ORIGIN).exists():
+                (partial / ORIGIN).write_text(folder.resolve().name, encoding="utf-8")
+            partial.rename(unit.job.folder)
 
 
 def _evaluate(unit: Unit, progress: Progress) -> None:

@@ -23,6 +23,8 @@ from fedsem.scenario import Scenario, write_scenario
 
 PACKAGES = ("fedsem", "flwr", "ray", "torch", "torchvision", "torchattacks", "transformers", "numpy", "pandas")
 
+CODE = "code.json"
+
 
 class Store:
     """A run's folder.
@@ -87,23 +89,21 @@ class Store:
         digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
         return self.folder / kind / f"{label}-{digest}"
 
-    @staticmethod
-    def claim(folder: Path, code: str) -> None:
-        """Make a stage's folder and write the hash of the code that computes it.
+    def claim(self, folder: Path, code: str) -> None:
+        """Make a stage's folder and write which code computes it: its hash, and the revision for people.
 
         Raises:
             OutputError: other code has begun it.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        before = code_of(folder)
-        if before is None:
+        if not any(folder.glob("*.json")):
+            folder.mkdir(parents=True, exist_ok=True)
             partial = folder / ".code.partial"
-            partial.write_text(code, encoding="utf-8")
-            os.replace(partial, folder / "code")
-        elif before != code:
+            partial.write_text(json.dumps({"hash": code, "git": self.manifest["git"]}), encoding="utf-8")
+            os.replace(partial, folder / CODE)
+        elif (before := code_of(folder)["hash"]) != code:
             raise OutputError(
-                f"'{folder.parent.parent}' was begun with other code ({before}, now {code}): another version of "
-                "fedsem, of a plug-in or of a numerical library. Resume it with that version, or start a new run."
+                f"'{self.folder}' was begun with other code ({before}, now {code}): another version of fedsem, of a "
+                "plug-in or of a numerical library. Resume it with that version, or start a new run."
             )
 
     @contextmanager
@@ -115,10 +115,10 @@ class Store:
         self.write_manifest(stages=[*self.manifest["stages"], entry])
 
 
-def code_of(folder: Path) -> str | None:
-    """Hash of the code that computed a stage; None where none has begun it."""
-    file = folder / "code"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+def code_of(folder: Path) -> dict[str, str | None]:
+    """Hash and revision of the code that computed a stage; the hash is None where it was not written down."""
+    file = folder / CODE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"hash": None, "git": None}
 
 
 def now() -> str:

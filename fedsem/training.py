@@ -213,7 +213,11 @@ def _restore(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], s
         index, _, entry = name.partition(".")
         parameter = parameters[int(index)]
         # A fresh copy in the parameter's own memory format: fused optimisers work on matching strides.
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        like = (
+            torch.empty_like(parameter)
+            if value.shape == parameter.shape
+            else torch.empty_like(value, device=parameter.device)
+        )
         optimizer.state[parameter][entry] = like.copy_(value)
 
 

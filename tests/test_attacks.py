@@ -522,6 +522,38 @@ def test_fgsm_hurts_more_than_noise_of_equal_achieved_psr(
     assert change["ci_high"] < 0
 
 
+@pytest.mark.parametrize(
+    ("aim", "other", "axis"), [("label", "target", "snr_db"), ("target", "label", "sensing_snr_db")]
+)
+def test_an_attack_is_scored_at_every_snr_of_the_tasks_it_does_not_aim_at(
+    trained_link: TrainedLink, aim: str, other: str, axis: str
+) -> None:
+    """A perturbation depends on the SNR of its own objective alone; the other axis of the grid must not vanish."""
+    grid = {"attacks": ["none", "noise", "fgsm"], "psr_db": [-10.0], "snr_db": [10.0], "sensing_snr_db": [10.0]}
+    varied = "sensing_snr_db" if axis == "snr_db" else "snr_db"
+    grid[varied] = [-10.0, 0.0, 10.0]
+    link = changed(
+        head(trained_link, 40),
+        attacks={"fgsm": {"kind": "fgsm", "objective": {aim: 1}}},
+        evaluation={"draws": {"attack": 1, "score": 2}, "baselines": False, "samples": 0, "grids": [grid]},
+    )
+    points = evaluate(link, lambda done, total: None).points
+    for name in ("none", "noise", "fgsm"):
+        for task, column, wanted in ((other, varied, [-10.0, 0.0, 10.0]), (aim, axis, [10.0])):
+            here = [p for p in points if (p.columns["attack"], p.columns["task"]) == (name, task)]
+            groups = {p.columns["receiver"] for p in here}
+            for group in groups:
+                assert sorted(p.columns[column] for p in here if p.columns["receiver"] == group) == wanted
+    for attacked in (p for p in points if p.columns["attack"] == "fgsm"):
+        assert attacked.noise is not None
+        assert attacked.clean is not None
+        for reference in (points[attacked.noise], points[attacked.clean]):
+            sensing = attacked.columns["task"] == "target"
+            column = "sensing_snr_db" if sensing else "snr_db"
+            assert reference.columns[column] == attacked.columns[column]
+            assert reference.columns["receiver"] == attacked.columns["receiver"]
+
+
 def test_noise_beside_an_attack_has_its_achieved_psr(swept: tuple[Measurement, list[dict[str, Any]]]) -> None:
     """At nominal -5 dB both are clipped, differently; what stands in the table must agree to 0.01 dB."""
     for name, psr_dbs in (("fgsm", PSR_DB), ("fgsm2", PSR_DB), ("pgd", PGD_PSR_DB), ("pgd2", PGD_PSR_DB)):

@@ -191,3 +191,21 @@ def test_the_encoder_is_chosen_by_the_scenario() -> None:
     transmitter = plan.new_transmitter()
     assert linear_layers(transmitter.encoder)[-1] == (512, 6)
     assert {m.p for m in transmitter.modules() if isinstance(m, nn.Dropout)} == {0.5}
+
+
+def test_weights_begin_as_glorot_and_bengio_say() -> None:
+    """Uniform within sqrt(6 / (fan_in + fan_out)): bound and variance 2 / (fan_in + fan_out); biases are zero."""
+    torch.manual_seed(0)
+    for net in (Cnn(channel_uses=20).build(CIFAR), mlp(20, (128, 256, 512), 3072)):
+        for layer in net.modules():
+            if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+                continue
+            outputs, inputs, *window = layer.weight.shape
+            fans = (inputs + outputs) * math.prod(window)
+            bound = math.sqrt(6 / fans)
+            weights = layer.weight.detach().double()
+            assert 0.9 * bound < float(weights.abs().max()) <= bound + 1e-6
+            error = 4 * math.sqrt(0.8 / weights.numel())  # the sample variance of a uniform law: 4 standard errors
+            assert float(weights.square().mean()) == pytest.approx(2 / fans, rel=error)
+            assert layer.bias is not None
+            assert not layer.bias.any()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from fedsem import provenance, run
 from fedsem.errors import OutputError
@@ -114,8 +118,8 @@ def altered(finished: Results, tmp_path: Path) -> Path:
     """A copy of a finished run that other code is said to have made."""
     folder = tmp_path / "altered"
     shutil.copytree(finished.folder, folder)
-    for code in folder.glob("*/*/code"):
-        code.write_text("0123456789abcdef")
+    for code in folder.glob("*/*/code.json"):
+        code.write_text('{"hash": "0123456789abcdef", "git": null}')
     return folder
 
 
@@ -133,15 +137,59 @@ def test_a_run_of_other_code_is_not_resumed(finished: Results, tmp_path: Path) -
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
+def test_a_stage_whose_code_is_unknown_is_neither_reused_nor_resumed(finished: Results, tmp_path: Path) -> None:
+    folder = altered(finished, tmp_path)
+    for code in folder.glob("*/*/code.json"):
+        code.unlink()
+    with pytest.raises(OutputError, match="was trained with other code"):
+        run(tiny(), out=tmp_path / "out", reuse=folder)
+    with pytest.raises(OutputError, match="was begun with other code"):
+        run(resume=folder)
+
+
 def test_engines_share_trainings_because_they_give_the_same_numbers(finished: Results, tmp_path: Path) -> None:
     reused = run(tiny(), ["compute.engine=ray", "compute.workers=1"], out=tmp_path, reuse=finished.folder)
-    assert reused.manifest["reused"][0]["trainings"] == ["cell0-seed0"]
+    assert [taken["training"] for taken in reused.manifest["reused"]] == ["cell0-seed0"]
     precise = run(tiny(), ["compute.precision=bf16"], out=tmp_path, reuse=finished.folder)
-    assert precise.manifest["reused"][0]["trainings"] == []
+    assert precise.manifest["reused"] == []
 
 
-def test_trainings_come_from_several_runs(finished: Results, tmp_path: Path) -> None:
+def test_trainings_come_from_several_runs_and_remember_where_they_began(finished: Results, tmp_path: Path) -> None:
     second = run(tiny(seeds=[1]), out=tmp_path)
     joined = run(tiny(seeds=[0, 1]), out=tmp_path, reuse=[finished.folder, second.folder])
-    assert [taken["trainings"] for taken in joined.manifest["reused"]] == [["cell0-seed0"], ["cell0-seed1"]]
-    assert {taken["git"] for taken in joined.manifest["reused"]} == {joined.manifest["git"]}
+    origins = [(taken["training"], taken["run"], taken["git"]) for taken in joined.manifest["reused"]]
+    git = joined.manifest["git"]
+    assert origins == [("cell0-seed0", finished.folder.name, git), ("cell0-seed1", second.folder.name, git)]
+    again = run(tiny(seeds=[0]), out=tmp_path, reuse=joined.folder)
+    assert [taken["run"] for taken in again.manifest["reused"]] == [finished.folder.name]
+
+
+def images(folder: Path, shade: int) -> Path:
+    """A parquet file of 60 grey pictures in three classes."""
+    rng = np.random.default_rng(shade)
+    pictures = []
+    for _ in range(60):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(shade, shade + 100, (8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+        pictures.append(buffer.getvalue())
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame({"img": pictures, "label": np.arange(60) % 3}).to_parquet(folder / "pictures.parquet")
+    return folder / "pictures.parquet"
+
+
+def test_other_pictures_under_the_same_path_are_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSEM_DATA", str(tmp_path / "cache"))
+    scenario = tiny(data={"kind": "parquet", "train": str(images(tmp_path / "data", 0)), "image_size": 8})
+    first = run(scenario, out=tmp_path)
+    images(tmp_path / "data", 100)
+    assert run(scenario, out=tmp_path, reuse=first.folder).manifest["reused"] == []
+    images(tmp_path / "data", 0)
+    assert len(run(scenario, out=tmp_path, reuse=first.folder).manifest["reused"]) == 1
+
+
+def test_cells_that_differ_in_their_evaluation_share_a_training(tmp_path: Path) -> None:
+    results = run(tiny(sweep={"evaluation.draws.score": [1, 2]}), out=tmp_path)
+    assert len(list(results.folder.glob("checkpoints/*"))) == 1
+    assert results.table["cell"].nunique() == 2

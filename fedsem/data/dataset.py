@@ -6,8 +6,10 @@ are a quarter of the size, exact, and can be mapped from disk by several process
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +63,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every pixel and label: the same path may hold other images tomorrow."""
+        digest = hashlib.blake2b(str(self.images.shape).encode(), digest_size=16)
+        for start in range(0, len(self), 512):
+            digest.update(self.images[start : start + 512].tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
     def take(self, index: np.ndarray) -> Split:
         """The images and labels at `index` (K,), copied."""

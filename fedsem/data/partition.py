@@ -6,10 +6,12 @@ partition first shuffles the images by the seed, so that also which image of a c
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from abc import abstractmethod
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -22,6 +24,10 @@ from fedsem.streams import Stream
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
+
+
+_SOURCE = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=8).hexdigest()
+"""What this file would deal out may change when it does."""
 
 
 class PartitionOptions(Options):
@@ -51,7 +57,7 @@ class PartitionOptions(Options):
             )
         self._check(labels, parts)
         # flwr_datasets takes seconds to import: what it once dealt out is remembered.
-        text = f"{version('flwr-datasets')} {self.kind} {self.model_dump_json()} {parts} {seed} ".encode()
+        text = f"{_SOURCE} {version('flwr-datasets')} {self.kind} {self.model_dump_json()} {parts} {seed} ".encode()
         holder = remembered("partitions", text + labels.tobytes(), lambda: self._holders(labels, parts, seed))
         return [np.flatnonzero(holder == part).astype(np.int64) for part in range(parts)]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsem.channels.sensing import Sensing
 from fedsem.evaluation.air import Air
@@ -79,7 +79,7 @@ def _linear(link: TrainedLink, air: Air, listener: Listener, snrs: Sequence[floa
     """
     plan, channel, symbols = link.plan, link.plan.channel(listener.branch), link.plan.scenario.link.symbols
     nc = plan.channel_uses
-    train = (plan.train_images[:FITTING_IMAGES].float() / 255).flatten(1)
+    train = plan.some_train_images(FITTING_IMAGES).flatten(1)
     test = link.images.flatten(1)
     mean = train.mean(0)
     columns = _columns(link, listener)
@@ -91,7 +91,8 @@ def _linear(link: TrainedLink, air: Air, listener: Listener, snrs: Sequence[floa
     stream = Stream(link.seed).child("evaluate", "pca")
     with stream.fork(plan.device):
         _, _, basis = torch.pca_lowrank(train - mean, q=min(nc + 10, *train.shape), center=False, niter=4)
-    basis = basis[:, :nc]
+    # Fewer images or pixels than nc have fewer directions: what is left of the channel stays unused.
+    basis = nn.functional.pad(basis[:, :nc], (0, max(0, nc - basis.shape[1])))
     fit, code = (train - mean) @ basis, (test - mean) @ basis
     amplitude = fit.square().mean(0).clamp_min(1e-12).pow(-0.25)
     gain = (fit * amplitude).square().mean().rsqrt()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -26,6 +26,8 @@ from fedsem.units import achieved_psr, energy, from_db, to_db
 BUILT_IN = ("none", "noise")
 Key = tuple[str, str, str]
 """Receiver group, task, channel."""
+Spot = tuple[str, str, str, float]
+"""The same and the SNR of the task's kind."""
 Progress = Callable[[int, int], None]
 """Called with evaluation points that are done, and their number."""
 
@@ -48,19 +50,35 @@ def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
 
 @dataclass(frozen=True)
 class _Where:
-    """Coordinates of an evaluation point; `axes` are the SNRs that its perturbation depends on."""
+    """Coordinates of an evaluation point."""
 
     snr_db: float
     sensing_snr_db: float
-    psr_db: float = 0.0
-    axes: dict[str, float] = field(default_factory=dict)
 
     def snr(self, sensing: bool) -> float:
         return self.sensing_snr_db if sensing else self.snr_db
 
-    def axis(self, sensing: bool) -> dict[str, float]:
-        """The column that a task of this kind is plotted over."""
-        return {"sensing_snr_db" if sensing else "snr_db": self.snr(sensing)}
+
+@dataclass(frozen=True)
+class _Places:
+    """Where one perturbation is scored.
+
+    Attributes:
+        psr_db: its PSR.
+        axes: the SNRs that it depends on.
+        snrs: SNRs of communication, and of sensing.
+        with_noise: whether noise stands beside it.
+    """
+
+    psr_db: float
+    axes: dict[str, float]
+    snrs: tuple[tuple[float, ...], ...]
+    with_noise: bool
+
+
+def _axis(sensing: bool) -> str:
+    """The column that a task of this kind is plotted over."""
+    return "sensing_snr_db" if sensing else "snr_db"
 
 
 class _Evaluation:
@@ -72,7 +90,7 @@ class _Evaluation:
         self.samples = Samples(link, self.air, self.evaluation.samples)
         self.points: list[Point] = []
         self.stream = Stream(link.seed).child("evaluate")
-        self.clean: dict[tuple[str, str, str, float], int] = {}
+        self.clean: dict[Spot, int] = {}
         self.seen: set[tuple[Any, ...]] = set()
         self.shown: set[float] = set()
         self.done = 0
@@ -83,6 +101,7 @@ class _Evaluation:
             for at in _snr_pairs(grid):
                 self.score_clean(at)
                 self.step()
+        for grid in self.evaluation.grids:
             for at in _snr_pairs(grid):
                 self.attack(grid, at)
         if self.evaluation.baselines:
@@ -101,14 +120,20 @@ class _Evaluation:
             listeners = [one for one in self.listeners(sensing) if (*_key(one), at.snr(sensing)) not in self.clean]
             for key, metrics in self.scorer.score(listeners, at.snr(sensing), {}).items():
                 self.clean[*key, at.snr(sensing)] = len(self.points)
-                self.points.append(Point({**self.columns(key), "attack": "none", **at.axis(sensing)}, metrics))
+                self.points.append(
+                    Point({**self.columns(key), "attack": "none", _axis(sensing): at.snr(sensing)}, metrics)
+                )
         if at.snr_db not in self.shown:
             self.shown.add(at.snr_db)
             self.samples.add(self.scorer.sent({}), {}, at.snr_db, {"attack": "none"})
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
-        that it achieved, and noise of nominal energy where it lists nothing else."""
+        that it achieved, and noise of nominal energy where it lists nothing else.
+
+        A perturbation depends on the SNRs of its objective alone: it is made once, and scored at every SNR of the other
+        tasks that any grid pairs with them.
+        """
         attacks: dict[str, Any] = {
             name: self.link.plan.scenario.attacks[name] for name in grid.attacks if name not in BUILT_IN
         }
@@ -123,26 +148,29 @@ class _Evaluation:
                     self.seen.add(point)
                     problem.psr = from_db(psr_db)
                     delta = attack.perturb(problem, self.stream.child("perturb", name))
-                    here = replace(at, psr_db=psr_db, axes=axes)
-                    twin: dict[Key, int] = {}
-                    if name != "noise" and self.wants_noise(name, problem, here):
+                    here = self.places(name, problem, psr_db, axes)
+                    twin: dict[Spot, int] = {}
+                    if name != "noise" and here.with_noise:
                         twin = self.noise_beside(name, attack, delta, problem, here)
                     self.record(name, attack, delta, problem, here, twin)
                 self.step()
 
-    def wants_noise(self, name: str, problem: LinkProblem, here: _Where) -> bool:
-        """Whether any grid that holds this point lists `noise`: a point that several grids hold is measured once."""
-        return any(
-            "noise" in grid.attacks
-            and name in grid.attacks
-            and here.psr_db in (grid.psr_db or [])
-            and any(self.objective_axes(problem, at) == here.axes for at in _snr_pairs(grid))
-            for grid in self.evaluation.grids
-        )
+    def places(self, name: str, problem: LinkProblem, psr_db: float, axes: dict[str, float]) -> _Places:
+        """Where a perturbation is scored: at all points of all grids that hold it."""
+        found = []
+        with_noise = False
+        for grid in self.evaluation.grids:
+            alone = "noise" in grid.attacks and all(other in BUILT_IN for other in grid.attacks)
+            if (name in grid.attacks or (name == "noise" and alone)) and psr_db in (grid.psr_db or []):
+                here = [at for at in _snr_pairs(grid) if self.objective_axes(problem, at) == axes]
+                found += here
+                with_noise |= bool(here) and "noise" in grid.attacks
+        snrs = tuple(tuple(dict.fromkeys(at.snr(sensing) for at in found)) for sensing in (False, True))
+        return _Places(psr_db, axes, snrs, with_noise)
 
     def noise_beside(
-        self, name: str, attack: Evasion, delta: Perturbation, problem: LinkProblem, at: _Where
-    ) -> dict[Key, int]:
+        self, name: str, attack: Evasion, delta: Perturbation, problem: LinkProblem, at: _Places
+    ) -> dict[Spot, int]:
         """Score noise of the energy that an attack achieved; the numbers of its points."""
         energies = {site: energy(value) for site, value in delta.items()}
         twin = gaussian(problem.sites, energies, self.stream.child("perturb", "noise"))
@@ -154,10 +182,10 @@ class _Evaluation:
         attack: Evasion,
         delta: Perturbation,
         problem: LinkProblem,
-        at: _Where,
-        noise: dict[Key, int],
+        at: _Places,
+        noise: dict[Spot, int],
         beside: str | None = None,
-    ) -> dict[Key, int]:
+    ) -> dict[Spot, int]:
         """Score a perturbation for every listener and keep the points; their numbers."""
         achieved = [float(achieved_psr(value, problem.sites[site].energy).mean()) for site, value in delta.items()]
         columns: dict[str, Any] = {
@@ -178,18 +206,20 @@ class _Evaluation:
                 "knowledge": f"weights: {knowledge.weights}, channel: {knowledge.channel}",
                 "norm": attack.norm,
             }
-        numbers: dict[Key, int] = {}
+        numbers: dict[Spot, int] = {}
         for sensing in (False, True):
-            axis = at.axis(sensing)
-            if "air" in attack.sites:
-                axis["pnr_db"] = at.psr_db + at.snr(sensing)
-            for key, metrics in self.scorer.score(self.listeners(sensing), at.snr(sensing), delta, attack).items():
-                numbers[key] = len(self.points)
-                clean = self.clean[*key, at.snr(sensing)]
-                self.points.append(Point({**self.columns(key), **columns, **axis}, metrics, clean, noise.get(key)))
+            for snr_db in at.snrs[sensing]:
+                axis = {_axis(sensing): snr_db}
+                if "air" in attack.sites:
+                    axis["pnr_db"] = at.psr_db + snr_db
+                for key, metrics in self.scorer.score(self.listeners(sensing), snr_db, delta, attack).items():
+                    spot = (*key, snr_db)
+                    numbers[spot] = len(self.points)
+                    point = Point({**self.columns(key), **columns, **axis}, metrics, self.clean[spot], noise.get(spot))
+                    self.points.append(point)
         if name != "noise":
             shown = {"attack": name, "psr_db": at.psr_db}
-            self.samples.add(self.scorer.sent(delta), delta, at.snr_db, shown)
+            self.samples.add(self.scorer.sent(delta), delta, at.snrs[False][0], shown)
         return numbers
 
     def columns(self, key: Key) -> dict[str, Any]:
@@ -207,7 +237,8 @@ class _Evaluation:
         """The SNRs that an attack's gradient depends on."""
         axes: dict[str, float] = {}
         for listener in problem.weights:
-            axes |= at.axis(self.link.is_sensing(listener))
+            sensing = self.link.is_sensing(listener)
+            axes[_axis(sensing)] = at.snr(sensing)
         return axes
 
 

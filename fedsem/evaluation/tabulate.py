@@ -49,6 +49,8 @@ def _point_rows(
         if here[0].columns.get(name) is not None:
             columns[name] = float(np.mean([point.columns[name] for point in here]))
     for metric in here[0].metrics:
+        if any(metric not in point.metrics for point in here):  # a seed that drew no empty scene has no threshold
+            continue
         measured = _measured(here, metric)
         if not measured.denominator.any():  # nothing was counted, such as misses where no target was drawn
             continue
@@ -68,7 +70,7 @@ def _point_rows(
             if reference is None:
                 continue
             others = [of_seed[reference] for of_seed in points]
-            if metric not in others[0].metrics:
+            if any(metric not in point.metrics for point in others):
                 continue
             other = _measured(others, metric)
             low, high = bootstrap.difference(measured, other)

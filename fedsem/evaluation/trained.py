@@ -71,7 +71,7 @@ class TrainedLink:
         transmitter.precision = "float32"
         transmitter.encoder.load_state_dict(shared)
         transmitter.eval().requires_grad_(False)
-        transmitter.calibrate(plan.train_images[:4096].float() / 255, plan.scenario.evaluation.batch)
+        transmitter.calibrate(plan.some_train_images(4096), plan.scenario.evaluation.batch)
         groups: dict[tuple[str, Branch], dict[str, None]] = {}
         parameters: dict[tuple[str, Branch], Parameters] = {}
         for receiver in plan.receivers:

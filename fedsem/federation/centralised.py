@@ -46,8 +46,8 @@ def train_centrally(job: Job, report: Report) -> None:
         record = RoundRecord(
             round=state.round + 1,
             asked=[0],
-            losses={branch.task: reply.losses[branch.key] for branch in plan.branches},
-            examples={branch.task: reply.examples for branch in plan.branches},
+            losses=reply.losses,
+            examples=dict.fromkeys(reply.losses, reply.examples),
         )
         decoders = {f"central/{key}": parameters for key, parameters in reply.decoders.items()}
         state = FederationState(state.round + 1, shared, decoders, reply.optimizer, [*state.history, record])

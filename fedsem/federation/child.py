@@ -108,6 +108,6 @@ def _running(process: psutil.Process) -> bool:
     return False
 
 
-def cores() -> int:
-    """CPU cores that this process may use: the default number of Ray actors."""
-    return len(os.sched_getaffinity(0))
+def actors(wanted: int | None, receivers: int) -> int:
+    """Ray actors for so many receivers: as many as are wanted, or one for each CPU core that this process may use."""
+    return min(wanted or len(os.sched_getaffinity(0)), receivers)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fedsem.federation.child import SimulationProcess, cores
+from fedsem.federation.child import SimulationProcess, actors
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState
 from fedsem.scenario import Compute
@@ -64,7 +64,8 @@ def federated(
     if not spread or compute.engine == "local":
         yield
         return
-    child = child or SimulationProcess(compute.workers or cores())
+    receivers = max(len(job.plan.receivers) for job in spread)
+    child = child or SimulationProcess(actors(compute.workers, receivers))
     try:
         for event in child.run([job.dump() for job in spread], log_file):
             progress(number[spread[event["job"]]], event["round"])

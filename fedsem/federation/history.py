@@ -11,7 +11,7 @@ from fedsem.plan import Plan, describe
 
 def rows(plan: Plan, state: FederationState) -> Iterator[dict[str, Any]]:
     """For each round: training loss by task, and the receivers that failed and whose updates were rejected."""
-    branches = {branch.task: branch for branch in plan.branches}
+    branches = {branch.key: branch for branch in plan.branches}
     for record in state.history:
         common = {
             "stage": "federate",
@@ -20,13 +20,13 @@ def rows(plan: Plan, state: FederationState) -> Iterator[dict[str, Any]]:
             "bytes_down": record.bytes_down,
             "attack": "none",
         }
-        for task, loss in sorted(record.losses.items()):
+        for key, loss in sorted(record.losses.items()):
             yield {
                 **common,
-                **describe(plan, branches[task]),
+                **describe(plan, branches[key]),
                 "metric": "train_loss",
                 "value": loss,
-                "n": record.examples[task],
+                "n": record.examples[key],
             }
         for metric, who in (("failed_receivers", record.failed), ("rejected_updates", record.rejected)):
             yield {**common, "metric": metric, "value": float(len(who)), "n": len(record.asked)}

@@ -109,6 +109,11 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
             [float(reply.examples) for reply, _ in members],
             [reply.receiver for reply, _ in members],
         )
+    if not all(bool(v.isfinite().all()) for parameters in (shared, *decoders.values()) for v in parameters.values()):
+        raise FederationError(
+            f"The federation diverged in round {record.round}: averaged parameters are NaN or infinite; lower "
+            "train.optimizer.lr or federation.server_optimizer.lr."
+        )
     _count(plan, state, record, valid)
     return FederationState(state.round + 1, shared, decoders, velocity, [*state.history, record])
 
@@ -156,9 +161,9 @@ def _count(plan: Plan, state: FederationState, record: RoundRecord, valid: Seque
     examples: dict[str, int] = {}
     for reply in valid:
         for branch in plan.receivers[reply.receiver].branches:
-            totals[branch.task] = totals.get(branch.task, 0.0) + reply.losses[branch.key] * reply.examples
-            examples[branch.task] = examples.get(branch.task, 0) + reply.examples
-    record.losses.update({task: total / examples[task] for task, total in totals.items()})
+            totals[branch.key] = totals.get(branch.key, 0.0) + reply.losses[branch.key] * reply.examples
+            examples[branch.key] = examples.get(branch.key, 0) + reply.examples
+    record.losses.update({key: total / examples[key] for key, total in totals.items()})
     record.examples.update(examples)
     record.bytes_up = sum(travelling(plan.receivers[reply.receiver]) for reply in valid)
     record.bytes_down = sum(travelling(plan.receivers[number]) for number in record.asked)

@@ -26,7 +26,7 @@ class RoundRecord:
         asked: receivers that were asked to train.
         failed: receivers that raised or did not answer, and why.
         rejected: receivers whose update was refused, and why.
-        losses: training loss over the last local epoch, by task: mean over receivers, weighted by images.
+        losses: training loss over the last local epoch, by branch key: mean over receivers, weighted by images.
         examples: images behind each of `losses`.
         bytes_up: parameters sent by receivers, in bytes.
         bytes_down: parameters sent to receivers, in bytes.
