@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import foolbox
 import numpy as np
 import pytest
 import torch
@@ -151,6 +152,29 @@ def test_attacks_equal_torchattacks_at_the_input(
     assert ours.dtype == torch.float64
     assert (ours - peer).abs().max() < 5e-6
     assert (peer.abs().flatten(1).amax(1) > 0.01).all()
+
+
+@pytest.mark.parametrize("kind", ["fgsm", "pgd"])
+def test_attacks_equal_foolbox_at_the_input(double: TrainedLink, kind: str) -> None:
+    """A second peer, on the same network at the same radius of each image."""
+    air = FrozenAir(double)
+    made = attack(kind, **options_of(kind, "linf"))
+    problem = LinkProblem(double, air, made, SNR_DB, SNR_DB)
+    problem.psr = from_db(-15.0)
+    ours = made.perturb(problem, Stream(0))["input"]
+    model = Network(double, label_noise(double, air))
+    for i, radius in enumerate(radii_of(double.images, problem.psr, "linf")):
+        model.select(i)
+        one = slice(i, i + 1)
+        peer = foolbox.attacks.LinfFastGradientAttack()
+        if kind == "pgd":
+            peer = foolbox.attacks.LinfProjectedGradientDescentAttack(
+                abs_stepsize=0.25 * radius, steps=10, random_start=False
+            )
+        _, (found,), _ = peer(
+            foolbox.PyTorchModel(model, bounds=(0, 1)), double.images[one], double.labels[one], epsilons=[radius]
+        )
+        assert (ours[one] - (found - double.images[one])).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize(("kind", "norm", "name"), SAME)

@@ -177,6 +177,14 @@ def test_a_run_folder_that_is_damaged() -> None:
         ),
         (["data.partition={kind: pathological, classes_per_receiver: 11}"], "11 classes for each receiver, but the"),
         (["federation.min_receivers=4"], "'federation.min_receivers': 4 receivers can never answer when each round"),
+        (
+            ["federation={kind: none, server_optimizer: {momentum: 0.5}}"],
+            "'federation.server_optimizer': the centralised reference (kind: none) averages nothing",
+        ),
+        (
+            ["federation={kind: none, aggregator: {kind: fedprox}}"],
+            "'federation.aggregator': the centralised reference (kind: none) averages nothing",
+        ),
         (["data.train_images=2"], "data.partition: 3 receivers cannot share 2 images"),
         (["data.test_images=99999"], "data.test_images asks for 99999 images"),
         (["data={kind: parquet, train: nope.parquet}"], "There is no file '"),

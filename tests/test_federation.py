@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import byzfl
 import numpy as np
 import pandas as pd
 import psutil
@@ -20,10 +21,11 @@ import torch
 
 from fedsem import run
 from fedsem.errors import FederationError
-from fedsem.federation import rounds
+from fedsem.federation import history, rounds
 from fedsem.federation.records import decode_replies, decode_tasks, encode_replies, encode_tasks
 from fedsem.federation.state import FederationState, owner
 from fedsem.federation.strategy import balanced
+from fedsem.hooks.aggregate import Updates
 from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.reporting.results import Results
 from fedsem.scenario import load_scenario
@@ -176,6 +178,45 @@ def test_a_server_step_of_one_without_momentum_is_plain_averaging(plan: Plan) ->
     replies = random_replies(plan, state, 0)
     plain, stepped = (rounds.combine(one, state, range(5), replies) for one in (plan, stepping))
     assert all(torch.equal(plain.shared[name], stepped.shared[name]) for name in plain.shared)
+
+
+def test_plain_averaging_is_byzfls_average(plan: Plan) -> None:
+    """A peer's mean of equally weighted updates."""
+    rows = np.random.default_rng(0).normal(size=(7, 50)).astype(np.float32)
+    ours = plan.scenario.federation.aggregator.aggregate(Updates(rows, np.full(7, 3.0), tuple(range(7))))
+    np.testing.assert_allclose(ours, byzfl.Average()(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_a_diverged_average_ends_the_run(plan: Plan) -> None:
+    server = {"lr": 3e38, "momentum": 0.0}
+    wild = resolve(load_scenario(small(federation={"rounds": 3, "server_optimizer": server})))
+    state = FederationState.initial(wild, 3)
+    with pytest.raises(FederationError, match=r"diverged in round 1: .* lower train.optimizer.lr or federation.server"):
+        rounds.combine(wild, state, range(5), random_replies(wild, state, 0))
+
+
+def test_losses_of_one_task_over_two_channels_are_told_apart() -> None:
+    two = small(
+        channels={"down": {"kind": "rayleigh"}, "wire": {"kind": "awgn"}, "radar": {"kind": "sensing"}},
+        receivers={
+            "far": {"count": 2, "tasks": ["label", "picture"], "channel": "down"},
+            "near": {"count": 1, "tasks": ["label"], "channel": "wire"},
+            "watchers": {"count": 1, "tasks": ["target"], "channel": "radar"},
+        },
+    )
+    plan = resolve(load_scenario(two))
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    state = rounds.combine(plan, state, range(4), replies)
+    found = {
+        (row["task"], row["channel"]): (row["value"], row["n"])
+        for row in history.rows(plan, state)
+        if row["metric"] == "train_loss"
+    }
+    assert set(found) == {("label", "rayleigh"), ("picture", "rayleigh"), ("label", "awgn"), ("target", "sensing")}
+    assert found["label", "awgn"] == (replies[2].losses["label@wire"], replies[2].examples)
+    far = sum(reply.losses["label@down"] * reply.examples for reply in replies[:2])
+    assert found["label", "rayleigh"][0] == pytest.approx(far / (replies[0].examples + replies[1].examples))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
@@ -387,6 +428,13 @@ def test_a_killed_run_resumes_to_the_same_table(local_results: Results, tmp_path
     assert resumed.folder == folder
 
 
+def test_a_run_resumed_from_within_its_folder_keeps_its_id(
+    local_results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(local_results.folder)
+    assert set(run(resume=".").table["run_id"]) == {local_results.folder.name}
+
+
 def test_resuming_a_finished_run_computes_nothing(local_results: Results) -> None:
     before = (local_results.folder / "table.csv").read_bytes()
     states = {path: path.stat().st_mtime_ns for path in local_results.folder.glob("checkpoints/*/*")}
@@ -424,6 +472,32 @@ def test_ctrl_c_ends_within_three_seconds_and_leaves_no_process(tmp_path: Path, 
     assert b"Traceback" not in said
     assert not [one for one in below if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+
+
+def test_a_round_that_ray_does_not_answer_in_time_ends_the_run(tmp_path: Path) -> None:
+    """Flower itself goes on without a word when every reply is missing."""
+    late = small(federation={"rounds": 1, "round_timeout_s": 0.01}, compute={"engine": "ray", "workers": 2})
+    with pytest.raises(FederationError, match=r"Round 1: only 0 of 5 receivers .* \(no reply\)"):
+        run(late, out=tmp_path)
+    (manifest,) = tmp_path.glob("small/*/manifest.json")
+    assert json.loads(manifest.read_text())["status"] == "failed"
+    assert not list(tmp_path.glob("small/*/table.*"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_ray_leaves_no_process_and_resumes_to_the_same_table(
+    local_results: Results, tmp_path: Path
+) -> None:
+    process, folder = start(tmp_path, small(compute={"engine": "ray", "workers": 2}))
+    wait_for(lambda: round_done(folder) in (1, 2), process)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(below, timeout=10)
+    assert len(gone) > 2
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    resumed = run(resume=folder)
+    pd.testing.assert_frame_equal(comparable(resumed), comparable(local_results), check_exact=True)
 
 
 @pytest.mark.slow

@@ -253,6 +253,15 @@ def test_what_was_never_counted_has_no_row() -> None:
     assert {row["metric"] for row in table} == {"accuracy"}
 
 
+def test_a_metric_that_one_seed_could_not_measure_has_no_row_over_all_seeds() -> None:
+    """A detector's threshold needs a scene without target; a tiny test set may hold none for one of the seeds."""
+    both = {"accuracy": Tally(np.ones(2), np.ones(2), 1), "rare": Tally(np.ones(2), np.ones(2), 1)}
+    one = {"accuracy": Tally(np.ones(2), np.ones(2), 1)}
+    for points in ([[Point({}, both)], [Point({}, one)]], [[Point({}, one)], [Point({}, both)]]):
+        table = list(rows(points, [0, 1]))
+        assert {row["metric"] for row in table if row["seed"] is None} == {"accuracy"}
+
+
 def test_few_counted_examples_still_have_an_interval() -> None:
     """One target in five images: a third of the bootstrap replicates hold none and are left out."""
     tally = Tally(np.array([0.0, 0, 1, 0, 0]), np.array([0.0, 0, 2, 0, 0]), 2)
