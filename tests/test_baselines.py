@@ -1,0 +1,86 @@
+"""The reference rows of reconstruction: the mean image, and linear coding of principal components."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import fresh_link
+from sklearn.decomposition import PCA
+
+from fedsem.evaluation.air import Air
+from fedsem.evaluation.baselines import reference_points
+from fedsem.evaluation.trained import TrainedLink
+
+SNRS = [-10.0, 10.0, 120.0]
+GRIDS = {"draws": {"attack": 1, "score": 4}, "grids": [{"snr_db": SNRS}]}
+
+
+def mse_of(link: TrainedLink) -> dict[tuple[str, float], float]:
+    points = reference_points(link, Air(link), link.plan.scenario.evaluation.grids)
+    return {
+        (str(point.columns["decoder"]), float(str(point.columns["snr_db"]))): float(
+            point.metrics["mse"].numerator.sum() / point.metrics["mse"].denominator.sum()
+        )
+        for point in points
+    }
+
+
+def pixels(link: TrainedLink) -> tuple[np.ndarray, np.ndarray]:
+    train = link.plan.dataset.train.images.reshape(len(link.plan.dataset.train), -1) / 255
+    return train, link.images.flatten(1).double().numpy()
+
+
+def linear_link(**data: int) -> TrainedLink:
+    sizes = {"kind": "digits", "train_images": 300, "test_images": 40} | data
+    return fresh_link({"kind": "awgn"}, task="reconstruction", data=sizes, evaluation=GRIDS)
+
+
+def test_against_the_mean_image_and_scikit_learns_principal_components() -> None:
+    link = linear_link()
+    measured = mse_of(link)
+    train, test = pixels(link)
+    for snr in SNRS:
+        assert measured["mean_image", snr] == pytest.approx(np.square(test - train.mean(0)).mean(), rel=1e-5)
+    # Without noise nothing but the components beyond nc is missing.
+    peer = PCA(n_components=link.plan.channel_uses, svd_solver="full").fit(train)
+    left_out = np.square(test - peer.inverse_transform(peer.transform(test))).mean()
+    assert measured["pca", 120.0] == pytest.approx(left_out, rel=1e-3)
+    # With noise it lies between that and the mean image, which a linear decoder falls back to.
+    assert left_out < measured["pca", 10.0] < measured["pca", -10.0] < 1.05 * measured["mean_image", 10.0]
+
+
+def test_linear_coding_over_noise_is_the_closed_form_of_its_components() -> None:
+    """A component of variance v, sent with power p over AWGN, is left by the linear MMSE decoder with v / (1 + p snr):
+    the share 1 / (1 + p snr)^2 of the component itself, and the rest from noise. The test images have other variances
+    than those that the decoder was fitted on."""
+    link = linear_link(train_images=1400, test_images=300)
+    train, test = pixels(link)
+    nc = link.plan.channel_uses
+    peer = PCA(n_components=nc, svd_solver="full").fit(train)
+    variance = peer.transform(train).var(0)
+    power = nc * np.sqrt(variance) / np.sqrt(variance).sum()
+    shrunk = 1 / (1 + power * 10)  # snr is 10 dB
+    code = peer.transform(test)
+    left = np.square(code).mean(0) * shrunk**2 + variance * (shrunk - shrunk**2)
+    beyond = np.square(test - peer.inverse_transform(code)).sum(1).mean()
+    assert mse_of(link)["pca", 10.0] == pytest.approx((beyond + left.sum()) / test.shape[1], rel=0.02)
+
+
+def test_fewer_images_than_channel_uses() -> None:
+    """Six images span five directions; the other channel uses stay empty."""
+    link = linear_link(train_images=6)
+    assert link.plan.channel_uses == 8
+    measured = mse_of(link)
+    train, test = pixels(link)
+    peer = PCA(n_components=5, svd_solver="full").fit(train)
+    left_out = np.square(test - peer.inverse_transform(peer.transform(test))).mean()
+    assert measured["pca", 120.0] == pytest.approx(left_out, rel=1e-2)
+
+
+def test_a_training_split_that_is_sorted_by_class_is_not_fitted_on_its_first_class() -> None:
+    link = linear_link()
+    images = link.plan.some_train_images(10)
+    labels = link.plan.dataset.train.labels
+    assert images.shape == (10, 3, 32, 32)
+    spaced = link.plan.dataset.train.images[:: len(labels) // 10][:10]
+    np.testing.assert_allclose(images.numpy(), spaced / 255, atol=1e-7)
