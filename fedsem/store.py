@@ -170,14 +170,14 @@ def hardware() -> dict[str, Any]:
 
 
 def _git() -> str | None:
-    """Revision of fedsem's own checkout, with a + where it was changed; None outside a checkout."""
-    here = Path(__file__).parent
+    """Revision of fedsem's own checkout, with a + where a Python file was changed or added; None outside a checkout."""
+    here = Path(__file__).parent.parent
     try:
         revision = subprocess.run(
             ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"],
+            ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"],
             capture_output=True, text=True, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.CalledProcessError):

@@ -192,6 +192,7 @@ def test_the_base_is_valid() -> None:
         ("data", "digitz", "'data': unknown dataset 'digitz'. Did you mean 'digits'?"),
         ("data.partition", "dirichlt", "'data.partition': unknown partition 'dirichlt'. Did you mean 'dirichlet'?"),
         ("data.partition", "dirichlet", "'data.partition.alpha': this key is required."),
+        ("link.encoder.channel_uses", 65_537, "'link.encoder.channel_uses': should be at most 65536, not 65537."),
         ("link.encoder", "CNN", "'link.encoder': unknown encoder 'CNN'. Did you mean 'cnn'?"),
         ("channels.down", "rayliegh", "'channels.down': unknown channel 'rayliegh'. Did you mean 'rayleigh'?"),
         ("tasks.label.kind", "clasification", "'tasks.label': unknown task 'clasification'. Did you mean 'classi"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import Field
 from torch import nn
 
 from fedsem.registry import Options
@@ -29,10 +30,10 @@ class Encoder(Options):
     """A network from raw images in [0, 1] to nc real numbers; standardisation is its own first step.
 
     Attributes:
-        channel_uses: nc, real numbers sent for each image.
+        channel_uses: nc, real numbers sent for each image; at most 65,536, far beyond any image's own size.
     """
 
-    channel_uses: PositiveInt = 20
+    channel_uses: Annotated[int, Field(ge=1, le=65_536)] = 20
 
     @abstractmethod
     def build(self, images: ImageFormat) -> nn.Module:
