@@ -172,14 +172,15 @@ def hardware() -> dict[str, Any]:
 def _git() -> str | None:
     """Revision of fedsem's own checkout, with a + where a Python file was changed or added; None outside a checkout."""
     here = Path(__file__).parent.parent
-    try:
-        revision = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
         ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
+
+    try:
+        # Installed into an environment inside somebody else's repository, this file is not one of theirs.
+        git("ls-files", "--error-unmatch", __file__)
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision + ("+" if changed else "")
