@@ -160,6 +160,8 @@ def test_trainings_come_from_several_runs_and_remember_where_they_began(finished
     origins = [(taken["training"], taken["run"], taken["git"]) for taken in joined.manifest["reused"]]
     git = joined.manifest["git"]
     assert origins == [("cell0-seed0", finished.folder.name, git), ("cell0-seed1", second.folder.name, git)]
+    page = (joined.folder / "report.html").read_text(encoding="utf-8")
+    assert f"<td>cell0-seed0</td><td>{finished.folder.name}</td>" in page
     again = run(tiny(seeds=[0]), out=tmp_path, reuse=joined.folder)
     assert [taken["run"] for taken in again.manifest["reused"]] == [finished.folder.name]
 

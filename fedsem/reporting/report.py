@@ -93,7 +93,9 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
         section("figures", "Figures", _figures(drawn)),
         section("federation", "Federation", _federation(results)),
         section("reproduce", "How to reproduce", _reproduce(results)),
-        section("manifest", "Manifest", facts(_machine(manifest)), _stages(manifest), _packages(manifest)),
+        section(
+            "manifest", "Manifest", facts(_machine(manifest)), _stages(manifest), _reused(manifest), _packages(manifest)
+        ),
         section(
             "scenario", "Resolved scenario", folded("Show the scenario with every default", code(_source(results)))
         ),
@@ -263,6 +265,13 @@ def _stages(manifest: Mapping[str, Any]) -> str:
             totals.setdefault(str(stage.get("stage")), []).append(float(stage["seconds"]))
     rows = [[name, str(len(times)), words.duration(sum(times))] for name, times in totals.items()]
     return text_table(["Stage", "Times", "Wall time"], rows, "")
+
+
+def _reused(manifest: Mapping[str, Any]) -> str:
+    """Trainings that another run made, and the revision that made them."""
+    taken = [one for one in manifest.get("reused") or [] if isinstance(one, Mapping)]
+    rows = [[brief(one.get(key)) for key in ("training", "run", "git")] for one in taken]
+    return text_table(["Training taken from another run", "Run", "Git revision"], rows, "")
 
 
 def _packages(manifest: Mapping[str, Any]) -> str:
