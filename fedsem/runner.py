@@ -62,8 +62,7 @@ def run(
         if settings or seed is not None or device is not None or others:
             raise FedsemError("A resumed run keeps its scenario: leave out --set, --seed, --device and --reuse.")
         _check_folder(Path(resume))
-        resume = Path(resume).resolve()  # its name is the run's id
-        tree = read_tree(resume / "scenario.yaml")
+        tree = read_tree(Path(resume) / "scenario.yaml")
     else:
         assert scenario is not None
         for other in others:
@@ -81,7 +80,7 @@ def run(
         checked = check_cells(tree)
         plans = plans_of(checked)
         if resume is not None:
-            store = Store.open(resume)
+            store = Store.open(Path(resume).resolve())  # its name is the run's id, even of "."
         else:
             store = Store.create(checked, Path(out), str(plans[0][1].device))
         try:
