@@ -124,9 +124,10 @@ class Plan:
         return torch.from_numpy(np.array(self.dataset.train.images)).to(self.device)
 
     def some_train_images(self, count: int) -> Tensor:
-        """About `count` training images in [0, 1], evenly spaced: a data set may be sorted by class."""
-        step = max(1, len(self.dataset.train) // count)
-        return self.train_images[::step][:count].float() / 255
+        """At most `count` training images in [0, 1], evenly spaced: a data set may be sorted by class."""
+        total = len(self.dataset.train)
+        count = min(count, total)
+        return self.train_images[torch.arange(count, device=self.device) * total // count].float() / 255
 
     @cached_property
     def train_labels(self) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import fresh_link
 from sklearn.decomposition import PCA
 
+from fedsem.data.dataset import Split
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.baselines import reference_points
 from fedsem.evaluation.trained import TrainedLink
@@ -77,10 +80,14 @@ def test_fewer_images_than_channel_uses() -> None:
     assert measured["pca", 120.0] == pytest.approx(left_out, rel=1e-2)
 
 
-def test_a_training_split_that_is_sorted_by_class_is_not_fitted_on_its_first_class() -> None:
-    link = linear_link()
-    images = link.plan.some_train_images(10)
-    labels = link.plan.dataset.train.labels
-    assert images.shape == (10, 3, 32, 32)
-    spaced = link.plan.dataset.train.images[:: len(labels) // 10][:10]
-    np.testing.assert_allclose(images.numpy(), spaced / 255, atol=1e-7)
+@pytest.mark.parametrize("count", [10, 100, 149, 151, 299, 300, 4096])
+def test_what_is_fitted_on_some_images_sees_every_class_of_a_sorted_split(count: int) -> None:
+    """An image folder lists its classes one after the other; ten images or more must show all ten in equal shares."""
+    plan = linear_link().plan
+    shades = np.repeat(np.arange(10, dtype=np.uint8), 30)
+    split = Split(np.tile(shades[:, None, None, None], (1, 3, 8, 8)), shades.astype(np.int64))
+    sorted_plan = replace(plan, dataset=replace(plan.dataset, train=split))
+    found = (sorted_plan.some_train_images(count)[:, 0, 0, 0] * 255).round().long()
+    assert len(found) == min(count, 300)
+    shares = np.bincount(found.numpy(), minlength=10)
+    assert shares.max() - shares.min() <= 1
