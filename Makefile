@@ -17,7 +17,7 @@ test-slow: $(VENV)/.tested
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy fedsem attacks defenses
+	$(BIN)/mypy fedsem attacks defenses benchmarks tests
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -10,7 +10,7 @@ __all__ = ["Results", "load_scenario", "run"]
 if TYPE_CHECKING:
     from fedsem.reporting.results import Results
     from fedsem.runner import run
-    from fedsem.scenario import load_scenario
+    from fedsem.scenario_file import load_scenario
 
 
 def __getattr__(name: str) -> Any:
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return run
     if name == "load_scenario":
-        from fedsem.scenario import load_scenario
+        from fedsem.scenario_file import load_scenario
 
         return load_scenario
     if name == "Results":

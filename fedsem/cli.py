@@ -142,7 +142,9 @@ def validate(
     """
     with _sentences():
         from fedsem.plan import resolve
-        from fedsem.scenario import cells, check_scenario, load_scenario
+        from fedsem.scenario import check_scenario
+        from fedsem.scenario_file import load_scenario
+        from fedsem.sweep import cells
 
         checked = load_scenario(scenario, settings or [])
         trainings = []
@@ -164,7 +166,7 @@ def list_plugins(
 ) -> None:
     with _sentences():
         if what == "scenarios":
-            from fedsem.scenario import shipped_scenarios
+            from fedsem.scenario_file import shipped_scenarios
 
             texts = {name: _opening(path.read_text(encoding="utf-8")) for name, path in shipped_scenarios().items()}
         else:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedsem.errors import FedsemError, OutputError
 from fedsem.federation.child import SimulationProcess, actors
-from fedsem.scenario import Source, check_cells, read_tree
+from fedsem.scenario_file import Source, read_tree
+from fedsem.sweep import check_cells
 
 if TYPE_CHECKING:
     from fedsem.reporting.results import Results

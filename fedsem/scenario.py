@@ -1,18 +1,13 @@
 """The scenario: what a person writes in YAML, typed, frozen and checked.
 
-Every model here refuses unknown keys. `load_scenario` reads a file, applies ``--set`` overrides and returns a
-`Scenario`; what can only be checked with the data or the plug-ins at hand is checked by `fedsem.plan`.
+Every model here refuses unknown keys. Files and ``--set`` are read by `fedsem.scenario_file`, a sweep is taken apart by
+`fedsem.sweep`; what can only be checked with the data or the plug-ins at hand is checked by `fedsem.plan`.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.resources import files
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,10 +26,10 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from fedsem.errors import FedsemError, ScenarioError, closest, shown
+from fedsem.errors import ScenarioError, closest, shown
 from fedsem.registry import Plugin
+from fedsem.scenario_errors import WrongKey, plain, sentence
 from fedsem.strict import Strict
 
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"
@@ -328,30 +323,32 @@ class Scenario(Strict):
         }
         for path, values in lists.items():
             if (twice := _twice(values)) is not None:
-                raise _At(path, f"lists {shown(twice)} twice")
+                raise WrongKey(path, f"lists {shown(twice)} twice")
         for reserved in ("none", "noise"):
             if reserved in self.attacks:
-                raise _At(f"attacks.{reserved}", f"'{reserved}' is built in; give your attack another name")
+                raise WrongKey(f"attacks.{reserved}", f"'{reserved}' is built in; give your attack another name")
         for group, receivers in self.receivers.items():
             where = f"receivers.{group}"
             for task in receivers.tasks:
                 _known(f"{where}.tasks", "task", task, self.tasks)
                 channel = receivers.channel_of(task)
                 if channel is None:
-                    raise _At(f"{where}.channel", f"names no channel for the task '{task}'")
+                    raise WrongKey(f"{where}.channel", f"names no channel for the task '{task}'")
                 _known(f"{where}.channel", "channel", channel, self.channels)
             for task in receivers.channel if isinstance(receivers.channel, dict) else ():
                 _known(f"{where}.channel", "task", task, receivers.tasks)
         held = {task for receivers in self.receivers.values() for task in receivers.tasks}
         for task in self.tasks:
             if task not in held:
-                raise _At(f"tasks.{task}", "no receiver has this task; add it to a group in 'receivers' or remove it")
+                raise WrongKey(
+                    f"tasks.{task}", "no receiver has this task; add it to a group in 'receivers' or remove it"
+                )
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
         for path in self.sweep:
             if path.partition(".")[0] in ("schema", "name", "description", "seeds", "sweep"):
-                raise _At(f"sweep.{path}", "this key cannot be swept")
+                raise WrongKey(f"sweep.{path}", "this key cannot be swept")
         for attack in self.use.attacks:
             _known("use.attacks", "attack", attack, self.attacks)
         for defense in self.use.defenses:
@@ -359,181 +356,9 @@ class Scenario(Strict):
         return self
 
 
-class _At(ValueError):
-    """A validation error that carries its own YAML path."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.path = path
-
-
 def _known(path: str, what: str, name: str, known: Any) -> None:
     if name not in known:
-        raise _At(path, f"unknown {what} '{name}'.{closest(name, known)}")
-
-
-# ---------------------------------------------------------------------------------------------------- reading
-
-
-def _yaml() -> YAML:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.allow_duplicate_keys = False
-    return yaml
-
-
-def find_scenario(scenario: str | Path) -> Path:
-    """The file of that path, or the shipped scenario of that name.
-
-    Raises:
-        ScenarioError: there is neither.
-    """
-    path = Path(scenario)
-    try:
-        if path.is_file():
-            return path
-        folder = path.is_dir()
-    except OSError as error:
-        raise ScenarioError(f"The scenario file '{scenario}' cannot be read ({error.strerror}).") from error
-    shipped = shipped_scenarios()
-    if str(scenario) in shipped:
-        return shipped[str(scenario)]
-    if path.suffix in (".yaml", ".yml") and path.stem in shipped and path.parent.name == "scenarios":
-        return shipped[path.stem]
-    what = f"'{scenario}' is a folder, not a scenario file" if folder else f"There is no scenario file '{scenario}'"
-    raise ScenarioError(f"{what}, and no shipped scenario has that name.{closest(path.stem, shipped)}")
-
-
-def shipped_scenarios() -> dict[str, Path]:
-    """The scenarios that come with fedsem, by name."""
-    folder = Path(str(files("fedsem.scenarios")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse a YAML file with ruamel (YAML 1.2: 1e-3 is a number; duplicate keys are errors).
-
-    Raises:
-        ScenarioError: the file cannot be read, is not YAML, or does not hold a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"The scenario file '{path}' is not a text file in UTF-8.") from error
-    except OSError as error:
-        raise ScenarioError(f"The scenario file '{path}' cannot be read ({error.strerror}).") from error
-    content = _parse(text, f"The scenario file '{path}'")
-    if not isinstance(content, dict):
-        have = "is empty" if content is None else f"holds {shown(content)}"
-        raise ScenarioError(f"The scenario file '{path}' {have}; it needs a mapping of keys such as 'name' and 'data'.")
-    return content
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return _yaml().load(io.StringIO(text))
-    except RecursionError as error:
-        raise ScenarioError(f"{where} is nested too deeply.") from error
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        # ruamel lets a scalar's ValueError through, such as that of the date 2020-99-99, and worse for odd tags.
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error).strip().partition("\n")[0].rstrip(".")
-        raise ScenarioError(f"{where}{line} is not valid YAML: {problem}.") from error
-
-
-def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Apply ``a.b=value`` settings to a parsed scenario; values are YAML, list items are numbered from 0.
-
-    Raises:
-        ScenarioError: a setting has no '=', its value is not YAML, or its path runs through something that is no
-            mapping or list.
-    """
-    for setting in settings:
-        path, equals, text = (part.strip() for part in setting.partition("="))
-        if not equals or not path:
-            raise ScenarioError(
-                f"--set needs the form a.b=value, for example --set federation.rounds=2, not '{setting}'."
-            )
-        value = _parse(text, f"--set {path}: the value '{text}'")
-        head, _, rest = path.partition(".")
-        try:
-            # The keys of `sweep` are dotted paths themselves.
-            keys = (head, rest) if head == "sweep" and rest else path.split(".")
-            tree = _assigned(tree, keys, value)
-        except ScenarioError as error:
-            raise ScenarioError(f"--set {path}: {error}") from None
-    return tree
-
-
-def assign(tree: Any, path: str, value: Any) -> Any:
-    """A copy of a nested mapping with `value` at the dotted `path`; missing mappings on the way are made.
-
-    Raises:
-        ScenarioError: the path runs through a scalar, or names a list item that does not exist.
-    """
-    return _assigned(tree, path.split("."), value)
-
-
-def _assigned(tree: Any, keys: Sequence[str], value: Any, done: str = "") -> Any:
-    if not keys:
-        return value
-    key, rest, here = keys[0], keys[1:], f"{done}.{keys[0]}" if done else keys[0]
-    if isinstance(tree, list):
-        if key not in map(str, range(len(tree))):
-            raise ScenarioError(f"'{done}' has no item '{key}'; it has {len(tree)}, numbered from 0.")
-        index = int(key)
-        return [*tree[:index], _assigned(tree[index], rest, value, here), *tree[index + 1 :]]
-    if tree is not None and not isinstance(tree, Mapping):
-        raise ScenarioError(f"'{done}' is {shown(tree)}, not a mapping, so '{here}' cannot be set.")
-    mapping = dict(tree or {})
-    return {**mapping, key: _assigned(mapping.get(key), rest, value, here)}
-
-
-Source = str | Path | Mapping[str, Any] | Scenario
-"""A YAML file, the name of a shipped scenario, a mapping of the same shape, or a `Scenario`."""
-
-
-def read_tree(scenario: Source, settings: Sequence[str] = (), seed: int | None = None) -> dict[str, Any]:
-    """A scenario as it was written, with overrides applied but not checked; see `load_scenario`.
-
-    Raises:
-        ScenarioError: it cannot be read, or an override cannot be applied.
-    """
-    if isinstance(scenario, Scenario):
-        tree = dump_scenario(scenario)
-    elif isinstance(scenario, Mapping):
-        tree = dict(scenario)
-    else:
-        tree = read_yaml(find_scenario(scenario))
-    tree = override(tree, settings)
-    return tree if seed is None else {**tree, "seeds": [seed]}
-
-
-def load_scenario(scenario: Source, settings: Sequence[str] = (), seed: int | None = None) -> Scenario:
-    """Read and check a scenario.
-
-    Args:
-        scenario: a YAML file, the name of a shipped scenario, a mapping of the same shape, or a `Scenario`.
-        settings: overrides of the form ``a.b=value``.
-        seed: replaces `seeds` by this one.
-
-    Raises:
-        ScenarioError: one sentence with the YAML path and, for names, the closest match.
-    """
-    return check_cells(read_tree(scenario, settings, seed))
-
-
-def check_cells(tree: Mapping[str, Any]) -> Scenario:
-    """Validate a parsed scenario and every cell of its sweep.
-
-    Raises:
-        ScenarioError: see `load_scenario`.
-    """
-    checked = check_scenario(tree)
-    for cell in cells(checked):
-        with cell.named():
-            check_scenario(cell.tree)
-    return checked
+        raise WrongKey(path, f"unknown {what} '{name}'.{closest(name, known)}")
 
 
 def check_scenario(tree: Mapping[str, Any]) -> Scenario:
@@ -545,11 +370,11 @@ def check_scenario(tree: Mapping[str, Any]) -> Scenario:
     Raises:
         ScenarioError: see `load_scenario`.
     """
-    tree = _plain(tree, ())
+    tree = plain(tree, ())
     try:
         return Scenario.model_validate(tree)
     except ValidationError as error:
-        raise ScenarioError(_sentence(error, tree)) from None
+        raise ScenarioError(sentence(error, tree)) from None
 
 
 def dump_scenario(scenario: Scenario) -> dict[str, Any]:
@@ -567,41 +392,6 @@ def write_scenario(scenario: Scenario, path: Path) -> None:
         yaml.dump(dump_scenario(scenario), file)
 
 
-class Cell(Strict):
-    """One combination of the values in `sweep`: its settings and the scenario tree with them in place."""
-
-    settings: dict[str, Any]
-    tree: dict[str, Any]
-
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors inside the block say which values of the sweep they belong to."""
-        try:
-            yield
-        except FedsemError as error:
-            if not self.settings:
-                raise
-            values = ", ".join(f"sweep.{path} = {shown(value)}" for path, value in self.settings.items())
-            raise type(error)(f"With {values}: {error}") from error
-
-
-def cells(scenario: Scenario) -> list[Cell]:
-    """All combinations of `sweep`, in order; one cell without settings where there is no sweep.
-
-    Raises:
-        ScenarioError: a swept key cannot be set.
-    """
-    whole = {**dump_scenario(scenario), "sweep": {}}
-    combinations = []
-    for values in product(*scenario.sweep.values()):
-        cell = Cell(settings=dict(zip(scenario.sweep, values, strict=True)), tree=whole)
-        with cell.named():
-            for path, value in cell.settings.items():
-                cell = cell.model_copy(update={"tree": assign(cell.tree, path, value)})
-        combinations.append(cell)
-    return combinations
-
-
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the scenario, for editors."""
     return {
@@ -609,88 +399,3 @@ def json_schema() -> dict[str, Any]:
         **Scenario.model_json_schema(by_alias=True),
         "title": "fedsem scenario",
     }
-
-
-# ------------------------------------------------------------------------------------------ errors in plain words
-
-
-_WORDS = {
-    "missing": "this key is required",
-    "int_type": "should be a whole number, not {given}",
-    "float_type": "should be a number, not {given}",
-    "string_type": "should be text, not {given}",
-    "bool_type": "should be true or false, not {given}",
-    "list_type": "should be a list, not {given}",
-    "tuple_type": "should be a list, not {given}",
-    "dict_type": "should be a mapping, not {given}",
-    "model_type": "should be a mapping, not {given}",
-    "none_required": "should be null, not {given}",
-    "greater_than": "should be more than {gt}, not {given}",
-    "greater_than_equal": "should be at least {ge}, not {given}",
-    "less_than": "should be less than {lt}, not {given}",
-    "less_than_equal": "should be at most {le}, not {given}",
-    "too_short": "has too few items: {given}",
-    "too_long": "has too many items: {given}",
-    "value_error": "{error}",
-    "assertion_error": "{error}",
-}
-"""pydantic's types of errors in our words; what is not here keeps pydantic's."""
-
-
-def _sentence(error: ValidationError, tree: Any) -> str:
-    """The most telling of pydantic's errors, as one sentence with the YAML path."""
-    problems = error.errors()
-    first = next((problem for problem in problems if problem["type"] == "unknown_key"), problems[0])
-    kind, given = first["type"], first["input"]
-    context = {key: f"{value:g}" if isinstance(value, float) else value for key, value in first.get("ctx", {}).items()}
-    path: list[str] = []
-    for part in first["loc"]:
-        # Not every part is a key: pydantic adds the branch of a union.
-        if part in (tree if isinstance(tree, Mapping) else range(len(tree)) if isinstance(tree, list) else ()):
-            path.append(str(part))
-            tree = tree[part]
-    if kind == "missing" and isinstance(first["loc"][-1], int):
-        kind = "too_short"
-    elif kind == "missing":
-        path.append(str(first["loc"][-1]))
-    elif kind == "unknown_key":
-        path.append(context["key"])
-    cause = context.get("error")
-    where = [cause.path] if isinstance(cause, _At) else path
-    allowed = re.findall("'([^']*)'", context.get("expected", ""))
-    if allowed and isinstance(given, str):
-        said = f"unknown value {shown(given)}.{closest(given, allowed)}"
-    elif kind in _WORDS:
-        said = _WORDS[kind].format(given=shown(given), **context)
-    elif "url" in first or kind == "choice":
-        said = f"{first['msg'].removeprefix('Input ')}, not {shown(given)}"
-    else:
-        said = first["msg"]
-    return f"In the scenario{', ' + repr('.'.join(where)) if where else ''}: {said.rstrip('.')}."
-
-
-def _plain(node: Any, path: tuple[str, ...]) -> Any:
-    """A copy of a tree in mappings with text keys, lists and scalars: what JSON in UTF-8 can hold.
-
-    Raises:
-        ScenarioError: it holds something else, such as one of YAML's dates, .nan, or itself.
-    """
-    where = f"In the scenario{', ' + repr('.'.join(path)) if path else ''}: "
-    if len(path) > 30:
-        raise ScenarioError(f"{where}is nested too deeply.")
-    if isinstance(node, Mapping):
-        for key in node:
-            if not isinstance(key, str):
-                raise ScenarioError(f"{where}the key {shown(key)} should be text; put it in quotes.")
-        return {_plain(key, path): _plain(value, (*path, key)) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [_plain(value, (*path, str(i))) for i, value in enumerate(node)]
-    if isinstance(node, str) and not re.search("[\ud800-\udfff]", node):
-        return node
-    if isinstance(node, float) and not math.isfinite(node):
-        raise ScenarioError(f"{where}should be a finite number, not {shown(node)}.")
-    if node is None or isinstance(node, (int, float, Strict)):
-        return node
-    raise ScenarioError(
-        f"{where}{shown(node)} is neither valid text nor a number (YAML reads it as {type(node).__name__})."
-    )

@@ -31,8 +31,9 @@ from fedsem.provenance import evaluation_code, training_code
 from fedsem.reporting import table
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import write_samples
-from fedsem.scenario import Scenario, cells, check_scenario
+from fedsem.scenario import Scenario, check_scenario
 from fedsem.store import Store, code_of, now
+from fedsem.sweep import cells
 
 Progress = Callable[[str, str, int, int], None]
 """Called as (stage, label, done, total): rounds of a training or points of an evaluation, and what it is called."""

@@ -166,7 +166,7 @@ def test_attacks_equal_foolbox_at_the_input(double: TrainedLink, kind: str) -> N
     for i, radius in enumerate(radii_of(double.images, problem.psr, "linf")):
         model.select(i)
         one = slice(i, i + 1)
-        peer = foolbox.attacks.LinfFastGradientAttack()
+        peer: foolbox.Attack = foolbox.attacks.LinfFastGradientAttack()
         if kind == "pgd":
             peer = foolbox.attacks.LinfProjectedGradientDescentAttack(
                 abs_stepsize=0.25 * radius, steps=10, random_start=False

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fedsem import __version__, registry
 from fedsem.cli import LISTINGS, app
 from fedsem.registry import GROUPS, names
-from fedsem.scenario import read_yaml, shipped_scenarios
+from fedsem.scenario_file import read_yaml, shipped_scenarios
 
 COMMAND = Path(sys.executable).parent / "fedsem"
 SCENARIO: dict[str, Any] = {

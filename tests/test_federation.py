@@ -28,7 +28,7 @@ from fedsem.federation.strategy import balanced
 from fedsem.hooks.aggregate import Updates
 from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.reporting.results import Results
-from fedsem.scenario import load_scenario
+from fedsem.scenario_file import load_scenario
 from fedsem.training import Reply, train
 from fedsem.training import train_receiver as real_train_receiver
 
@@ -111,8 +111,8 @@ def test_the_encoder_is_averaged_over_all_receivers_and_decoders_follow_their_po
     key = "label@down"
     for name, before in state.decoders["group/label"].items():
         members = [(reply.examples, reply.decoders[key][name].double()) for reply in replies[:2]]
-        expected = sum(n * value for n, value in members) / sum(n for n, _ in members)
-        torch.testing.assert_close(after.decoders["group/label"][name].double(), expected, rtol=1e-5, atol=1e-7)
+        mean = sum(n * value for n, value in members) / sum(n for n, _ in members)
+        torch.testing.assert_close(after.decoders["group/label"][name].double(), mean, rtol=1e-5, atol=1e-7)
         assert not torch.equal(after.decoders["group/label"][name], before)
     for number in (2, 3, 4):
         receiver = plan.receivers[number]
@@ -147,7 +147,7 @@ def test_server_momentum_is_torchs_sgd_on_the_averaged_update(plan: Plan, tmp_pa
     state = FederationState.initial(plan, 3)
     scopes = {"encoder": state.shared, "decoder": state.decoders["group/label"]}
     peers = {scope: {k: v.double().requires_grad_() for k, v in values.items()} for scope, values in scopes.items()}
-    sgd = torch.optim.SGD([v for values in peers.values() for v in values.values()], **server)
+    sgd = torch.optim.SGD([v for values in peers.values() for v in values.values()], lr=0.5, momentum=0.8)
     for number in range(3):
         replies = random_replies(plan, state, number)
         plain = rounds.combine(plan, state, range(5), replies)

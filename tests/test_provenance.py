@@ -19,7 +19,7 @@ from fedsem.errors import OutputError
 from fedsem.plan import Plan, resolve
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.reporting.results import Results
-from fedsem.scenario import load_scenario
+from fedsem.scenario_file import load_scenario
 
 
 def tiny(**changes: Any) -> dict[str, Any]:

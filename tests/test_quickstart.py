@@ -27,8 +27,14 @@ def clean(pooled: pd.DataFrame, task: str, metric: str, x: str) -> pd.DataFrame:
     return rows.set_index([x, "decoder"])
 
 
+def at_10_db(pooled: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    """Clean rows at 10 dB, by decoder."""
+    rows = clean(pooled, task, metric, "snr_db").reset_index()
+    return rows[rows["snr_db"].eq(10.0)].set_index("decoder")
+
+
 def test_clean_accuracy_at_10_db(pooled: pd.DataFrame) -> None:
-    row = clean(pooled, "label", "accuracy", "snr_db").loc[(10.0, "mlp")]
+    row = at_10_db(pooled, "label", "accuracy").loc["mlp"]
     assert row["value"] >= 0.95
     assert row["ci_low"] >= 0.93
 
@@ -41,10 +47,10 @@ def test_sensing_lies_between_the_energy_detector_and_the_matched_filter(pooled:
 
 
 def test_reconstruction_beats_the_mean_image_and_stands_beside_pca(pooled: pd.DataFrame) -> None:
-    mse = clean(pooled, "picture", "mse", "snr_db")
-    learned, mean_image = mse.loc[(10.0, "mlp")], mse.loc[(10.0, "mean_image")]
+    mse = at_10_db(pooled, "picture", "mse")
+    learned, mean_image = mse.loc["mlp"], mse.loc["mean_image"]
     assert learned["ci_high"] < mean_image["ci_low"]
-    assert 0 < mse.loc[(10.0, "pca")]["value"] < mean_image["value"]
+    assert 0 < mse.loc["pca"]["value"] < mean_image["value"]
 
 
 def test_attacks_hurt_more_than_noise_of_equal_achieved_power(pooled: pd.DataFrame) -> None:

@@ -19,7 +19,8 @@ from fedsem import registry
 from fedsem.channels.awgn import Awgn
 from fedsem.errors import FedsemError, ScenarioError
 from fedsem.registry import GROUPS, Options, find, names, register
-from fedsem.scenario import dump_scenario, load_scenario
+from fedsem.scenario import dump_scenario
+from fedsem.scenario_file import load_scenario
 from fedsem.strict import Strict
 
 

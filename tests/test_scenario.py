@@ -17,18 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsem.errors import ScenarioError
-from fedsem.scenario import (
-    Scenario,
-    assign,
-    cells,
-    check_scenario,
-    dump_scenario,
-    json_schema,
-    load_scenario,
-    read_yaml,
-    shipped_scenarios,
-    write_scenario,
-)
+from fedsem.scenario import Scenario, check_scenario, dump_scenario, json_schema, write_scenario
+from fedsem.scenario_file import load_scenario, read_yaml, shipped_scenarios
+from fedsem.sweep import assign, cells
 
 BASE: dict[str, Any] = {
     "name": "t",
@@ -58,7 +49,7 @@ def base(**changes: Any) -> dict[str, Any]:
     """`BASE` with other values at dotted paths, written with two underscores for the dot."""
     tree = copy.deepcopy(BASE)
     for path, value in changes.items():
-        tree = assign(tree, path.replace("__", "."), value)
+        tree = assign(tree, path.split("__"), value)
     return tree
 
 
@@ -613,7 +604,7 @@ def test_junk_is_refused_in_a_sentence(tree: dict[Any, Any]) -> None:
 @EXAMPLES
 @given(place=st.sampled_from(places(BASE)), value=junk, key=keys)
 def test_junk_in_any_place_is_refused_in_a_sentence(place: str, value: Any, key: str) -> None:
-    accept_or_refuse(assign(BASE, place, value))
+    accept_or_refuse(assign(BASE, place.split("."), value))
     accept_or_refuse({**BASE, "sweep": {place: [value]}})
     accept_or_refuse({**BASE, "sweep": {f"{place}.{key}": [value]}})
 

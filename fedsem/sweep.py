@@ -1,0 +1,86 @@
+"""A sweep: one scenario for each combination of the values that it lists for some of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+from fedsem.errors import FedsemError, ScenarioError, shown
+from fedsem.scenario import Scenario, check_scenario, dump_scenario
+from fedsem.strict import Strict
+
+
+class Cell(Strict):
+    """One combination of the values in `sweep`: its settings and the scenario tree with them in place."""
+
+    settings: dict[str, Any]
+    tree: dict[str, Any]
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors inside the block say which values of the sweep they belong to."""
+        try:
+            yield
+        except FedsemError as error:
+            if not self.settings:
+                raise
+            values = ", ".join(f"sweep.{path} = {shown(value)}" for path, value in self.settings.items())
+            raise type(error)(f"With {values}: {error}") from error
+
+
+def cells(scenario: Scenario) -> list[Cell]:
+    """All combinations of `sweep`, in order; one cell without settings where there is no sweep.
+
+    Raises:
+        ScenarioError: a swept key cannot be set.
+    """
+    whole = {**dump_scenario(scenario), "sweep": {}}
+    combinations = []
+    for values in product(*scenario.sweep.values()):
+        cell = Cell(settings=dict(zip(scenario.sweep, values, strict=True)), tree=whole)
+        with cell.named():
+            for path, value in cell.settings.items():
+                cell = cell.model_copy(update={"tree": assign(cell.tree, path.split("."), value)})
+        combinations.append(cell)
+    return combinations
+
+
+def check_cells(tree: Mapping[str, Any]) -> Scenario:
+    """Validate a parsed scenario and every cell of its sweep.
+
+    Raises:
+        ScenarioError: see `load_scenario`.
+    """
+    checked = check_scenario(tree)
+    for cell in cells(checked):
+        with cell.named():
+            check_scenario(cell.tree)
+    return checked
+
+
+def assign(tree: Any, keys: Sequence[str], value: Any, done: str = "") -> Any:
+    """A copy of a nested mapping with `value` below `keys`; missing mappings on the way are made.
+
+    Args:
+        tree: mappings and lists; list items are numbered from 0.
+        keys: the way down, one key for each level.
+        value: what shall lie there.
+        done: the way that led to `tree`, for errors.
+
+    Raises:
+        ScenarioError: the path runs through a scalar, or names a list item that does not exist.
+    """
+    if not keys:
+        return value
+    key, rest, here = keys[0], keys[1:], f"{done}.{keys[0]}" if done else keys[0]
+    if isinstance(tree, list):
+        if key not in map(str, range(len(tree))):
+            raise ScenarioError(f"'{done}' has no item '{key}'; it has {len(tree)}, numbered from 0.")
+        index = int(key)
+        return [*tree[:index], assign(tree[index], rest, value, here), *tree[index + 1 :]]
+    if tree is not None and not isinstance(tree, Mapping):
+        raise ScenarioError(f"'{done}' is {shown(tree)}, not a mapping, so '{here}' cannot be set.")
+    mapping = dict(tree or {})
+    return {**mapping, key: assign(mapping.get(key), rest, value, here)}
