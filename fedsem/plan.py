@@ -151,6 +151,7 @@ def resolve(scenario: Scenario) -> Plan:
     _check_federation(scenario)
     plan = make_plan(scenario)
     plan.new_transmitter()
+    _check_groups(plan)
     if scenario.federation.kind == "flower":
         for seed in scenario.seeds:
             plan.partition(seed)
@@ -197,7 +198,6 @@ def _check_channels(scenario: Scenario) -> None:
             f"In the scenario, 'link.encoder.channel_uses': complex symbols carry two numbers each, so {nc} must be "
             "even; change it, or use symbols: real."
         )
-    widths: dict[str, tuple[int, str]] = {}
     for name, group in scenario.receivers.items():
         for task in group.tasks:
             channel_name = str(group.channel_of(task))
@@ -208,15 +208,20 @@ def _check_channels(scenario: Scenario) -> None:
                     f"In the scenario, 'receivers.{name}': the task '{task}' needs {need} channel, but "
                     f"'{channel_name}' is {have} channel; name a channel for each task in 'channel'."
                 )
-            if group.decoder == "group":
-                width = scenario.channels[channel_name].width(nc, symbols)
-                first = widths.setdefault(task, (width, name))
-                if first[0] != width:
-                    raise ScenarioError(
-                        f"In the scenario, 'receivers.{name}.decoder': decoders of the task '{task}' cannot be "
-                        f"averaged with those of group '{first[1]}', their channels deliver {width} and {first[0]} "
-                        "numbers; use decoder: local."
-                    )
+
+
+def _check_groups(plan: Plan) -> None:
+    first: dict[str, tuple[dict[str, torch.Size], str]] = {}
+    for group in {receiver.group: receiver for receiver in plan.receivers if receiver.decoder == "group"}.values():
+        for branch in group.branches:
+            shapes = {name: value.shape for name, value in plan.new_decoder(branch).named_parameters()}
+            others, where = first.setdefault(branch.task, (shapes, group.group))
+            if shapes != others:
+                raise ScenarioError(
+                    f"In the scenario, 'receivers.{group.group}.decoder': decoders of the task '{branch.task}' cannot "
+                    f"be averaged with those of group '{where}': over their channels they have other shapes; use "
+                    "decoder: local."
+                )
 
 
 def _check_use(scenario: Scenario) -> None:

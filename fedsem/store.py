@@ -8,6 +8,7 @@ import os
 import platform
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ class Store:
             write_scenario(scenario, folder / "scenario.yaml")
             store.write_manifest()
         except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise OutputError(
                 f"Results cannot be written to '{out}' ({error.strerror or error}); choose another folder with --out."
             ) from error

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fedsem import __version__, registry
 from fedsem.cli import LISTINGS, app
 from fedsem.registry import GROUPS, names
-from fedsem.scenario_file import read_yaml, shipped_scenarios
+from fedsem.scenario_file import load_scenario, read_yaml, shipped_scenarios
 
 COMMAND = Path(sys.executable).parent / "fedsem"
 SCENARIO: dict[str, Any] = {
@@ -142,6 +142,17 @@ def test_results_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
     assert said == "Results cannot be written to 'elsewhere' (Read-only file system); choose another folder with --out."
 
 
+def test_a_disk_that_fills_up_leaves_no_half_written_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedsem.store.write_scenario", refuse)
+    Path("elsewhere", load_scenario("t.yaml").name).mkdir(parents=True)
+    assert "cannot be written to 'elsewhere' (No space left on device)" in refusal(
+        "run", "t.yaml", "--out", "elsewhere"
+    )
+
+
 def test_a_run_folder_that_is_damaged() -> None:
     Path("run").mkdir()
     Path("run/manifest.json").write_text("{")
@@ -157,6 +168,16 @@ def test_a_run_folder_that_is_damaged() -> None:
     ("settings", "said"),
     [
         (["receivers.a.channel=radar"], "'receivers.a': the task 'label' needs a communication channel, but 'radar'"),
+        (
+            [
+                "channels.near={kind: sensing, range_bins: 2, known_snr: false}",
+                "channels.far={kind: sensing, range_bins: 1, known_snr: true}",
+                "tasks.target.range=true",
+                "receivers.b={count: 1, tasks: [target], channel: near, decoder: group}",
+                "receivers.c={count: 1, tasks: [target], channel: far, decoder: group}",
+            ],
+            "'receivers.c.decoder': decoders of the task 'target' cannot be averaged with those of group 'b'",
+        ),
         (["receivers.b.channel=down"], "'receivers.b': the task 'target' needs a sensing channel, but 'down'"),
         (
             ["link.symbols=complex", "link.encoder.channel_uses=7"],

@@ -442,6 +442,8 @@ def test_image_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert len(ImageFolder(path=str(root)).load().train) == 9
     write_folder(root / "test", {"c": 1})
     assert f"'{root / 'test' / 'c'}' has no counterpart" in message(ImageFolder(path=str(root)))
+    half = write_folder(tmp_path / "half", {"a": 5, "b": 5, "test/a": 2})
+    assert f"'{half}' has a folder 'test' but none 'train'" in message(ImageFolder(path=str(half)))
 
 
 # ------------------------------------------------------------------------------------------------------- CIFAR-10

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -238,6 +240,29 @@ def test_a_poisoned_decoder_alone_is_rejected_too(plan: Plan) -> None:
     after = rounds.combine(plan, state, range(5), replies)
     assert list(after.history[-1].rejected) == [3]
     assert all(torch.equal(after.decoders["3/target@radar"][k], v) for k, v in state.decoders["3/target@radar"].items())
+
+
+def test_a_loss_that_is_not_finite_is_rejected_too(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    replies[1].losses[next(iter(replies[1].losses))] = float("nan")
+    record = rounds.combine(plan, state, range(5), replies).history[-1]
+    assert record.rejected == {1: "NaN or infinite values"}
+    assert all(math.isfinite(loss) for loss in record.losses.values())
+
+
+def test_a_reply_of_another_model_is_rejected_and_the_round_goes_on(plan: Plan) -> None:
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    replies[0].delta["features.0.bias"] = torch.zeros(3)
+    del replies[1].delta["features.0.bias"]
+    replies[2].decoders.clear()
+    lax = dataclasses.replace(plan, scenario=load_scenario(small(federation={"rounds": 3, "min_receivers": 1})))
+    after = rounds.combine(lax, state, range(5), replies)
+    shapes, decoders = "parameters of other names or shapes", "not the decoders and losses of its tasks"
+    assert after.history[-1].rejected == {0: shapes, 1: shapes, 2: decoders}
+    alone = rounds.combine(lax, state, [3, 4], replies[3:])
+    assert all(torch.equal(after.shared[name], alone.shared[name]) for name in alone.shared)
 
 
 def test_receivers_that_fail_or_stay_silent_are_counted(plan: Plan) -> None:

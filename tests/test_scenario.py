@@ -204,6 +204,7 @@ def test_the_base_is_valid() -> None:
         ("sweep", {"link.symbols": []}, "'sweep.link.symbols': has too few items: []."),
         ("sweep", {"link.encoder.channel_uses": [8, 8]}, "'sweep.link.encoder.channel_uses': lists 8 twice."),
         ("sweep", {"seeds": [[1]]}, "'sweep.seeds': this key cannot be swept."),
+        ("sweep", {"compute.engine": ["local", "ray"]}, "'sweep.compute.engine': one engine runs the whole sweep"),
         ("sweep", {"link.encodr.x": [8]}, "With sweep.link.encodr.x = 8: In the scenario, 'link.encodr': unknown key."),
         ("sweep", {"train.snr_db": [3, NAN]}, "'sweep.train.snr_db.1': should be a finite number, not .nan."),
         ("sweep", {"train.snr_db": [3, "x"]}, "With sweep.train.snr_db = 'x': In the scenario, 'train.snr_db': should"),

@@ -187,6 +187,17 @@ def test_shares_of_nothing_and_all_get_wilson_over_images(value: float) -> None:
     assert Bootstrap(images, 3).interval(several) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_images_that_do_not_count_are_no_trials(seeds: int) -> None:
+    """No miss among the ten images that had a target says far less than none among a hundred."""
+    denominator = np.zeros((seeds, 100))
+    denominator[:, :10] = 4
+    one = Measured(np.zeros((seeds, 100)), denominator, single=False)
+    theirs = binomtest(0, 10).proportion_ci(0.95, method="wilson")
+    assert Bootstrap(100, seeds).interval(one) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert one.n == 10 * seeds
+
+
 def test_an_interval_holds_its_value() -> None:
     rng = np.random.default_rng(6)
     for seeds in (1, 3):

@@ -145,7 +145,11 @@ def air_gain(h: Tensor, symbols: Symbols) -> Tensor:
 
 def noise_amplitude(snr_db: float | Tensor, like: Tensor) -> Tensor:
     """sqrt(1 / SNR), shaped to multiply (..., B, uses)."""
-    value = torch.as_tensor(snr_db, dtype=torch.float32, device=like.device)
+    if isinstance(snr_db, Tensor):
+        value = snr_db.to(like.device, torch.float32)
+    else:
+        # Filled where it is needed: as_tensor would copy from the host in every training step.
+        value = torch.full((), snr_db, dtype=torch.float32, device=like.device)
     sigma = torch.pow(10.0, -value / 20.0)
     return sigma.unsqueeze(-1) if sigma.dim() else sigma
 

@@ -24,8 +24,8 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 class ImageFolder(DatasetOptions):
     """Your own images, as `path/train/CLASS/*.png` and `path/test/CLASS/*.png`.
 
-    Without a folder `test`, `test_fraction` of the training images is held out; without `train` too, the class folders
-    are those of `path` itself. Classes are numbered in the order of their names. Pictures are resized to `image_size`
+    Without a folder `test`, `test_fraction` of the training images is held out; without either, the class folders are
+    those of `path` itself. Classes are numbered in the order of their names. Pictures are resized to `image_size`
     (see `picture.decode_picture`).
     """
 
@@ -42,6 +42,8 @@ class ImageFolder(DatasetOptions):
                 f"There is no folder '{root}' (data.path); correct the path (relative paths start at '{Path.cwd()}')."
             )
         train_root = root / "train" if (root / "train").is_dir() else root
+        if train_root == root and (root / "test").is_dir():
+            raise DataError(f"'{root}' has a folder 'test' but none 'train'; put the other class folders into 'train'.")
         classes = _class_folders(train_root)
         files, labels = _samples(train_root, classes)
         test_root = root / "test"

@@ -203,7 +203,7 @@ class _Evaluation:
             columns |= {
                 "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
                 "objective": json.dumps(attack.goals(self.link.plan), sort_keys=True),
-                "knowledge": f"weights: {knowledge.weights}, channel: {knowledge.channel}",
+                "knowledge": ", ".join(f"{what}: {known}" for what, known in knowledge),
                 "norm": attack.norm,
             }
         numbers: dict[Spot, int] = {}

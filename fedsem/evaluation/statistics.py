@@ -43,6 +43,11 @@ class Measured:
         """sum(numerator) / sum(denominator)."""
         return float(self.numerator.sum(dtype=np.float64) / self.denominator.sum(dtype=np.float64))
 
+    @property
+    def n(self) -> int:
+        """Images that count, summed over seeds: a miss counts only where a target was drawn."""
+        return int(np.count_nonzero(self.denominator))
+
 
 class Bootstrap:
     """Percentile bootstrap with the image, and with several seeds also the seed, as the unit that is resampled.
@@ -74,14 +79,15 @@ class Bootstrap:
         """95 % interval of a metric.
 
         Wilson within one model and one draw per image. A share of exactly 0 or 1 has no spread to resample: Wilson
-        with one trial for each image, the widest that the data allow.
+        with one trial for each image that counts with any seed, the widest that the data allow.
         """
         shares = measured.numerator.min() >= 0 and bool((measured.numerator <= measured.denominator).all())
         one_model = len(measured.numerator) == 1
         if shares and measured.single and one_model and set(np.unique(measured.numerator)) <= {0.0, 1.0}:
             return wilson(float(measured.numerator.sum()), float(measured.denominator.sum()))
         if shares and measured.value in (0.0, 1.0):
-            return wilson(measured.value * measured.numerator.shape[1], measured.numerator.shape[1])
+            trials = int(measured.denominator.any(axis=0).sum())
+            return wilson(measured.value * trials, trials)
         return _percentiles(self.replicates(measured))
 
     def difference(self, one: Measured, other: Measured) -> tuple[float, float]:

@@ -64,8 +64,8 @@ def _point_rows(
             bootstraps[key] = Bootstrap(*key)
         bootstrap = bootstraps[key]
         low, high = bootstrap.interval(measured)
-        n = images * len(here)
-        yield {**columns, "metric": metric, "value": measured.value, "ci_low": low, "ci_high": high, "n": n}
+        counted = {**columns, "n": measured.n}
+        yield {**counted, "metric": metric, "value": measured.value, "ci_low": low, "ci_high": high}
         for suffix, reference in (("change", here[0].clean), ("vs_noise", here[0].noise)):
             if reference is None:
                 continue
@@ -76,7 +76,7 @@ def _point_rows(
             low, high = bootstrap.difference(measured, other)
             difference = measured.value - other.value
             yield {
-                **columns, "metric": f"{metric}_{suffix}", "value": difference, "ci_low": low, "ci_high": high, "n": n,
+                **counted, "metric": f"{metric}_{suffix}", "value": difference, "ci_low": low, "ci_high": high,
             }  # fmt: skip
 
 

@@ -50,7 +50,8 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
 
     The encoder is averaged over all valid replies, a receiver counting n_i * sum of its task weights; decoders of
     policy `group` over the receivers that hold the task, counting n_i; local decoders are replaced. A reply with NaN
-    or infinite values is rejected as a whole. `federation.server_optimizer` steps along what was averaged.
+    or infinite values, or with parameters that are not the receiver's, is rejected as a whole.
+    `federation.server_optimizer` steps along what was averaged.
 
     Raises:
         FederationError: fewer valid replies than `federation.min_receivers`.
@@ -64,8 +65,8 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
             record.failed[number] = "no reply"
         elif reply.error is not None:
             record.failed[number] = reply.error
-        elif not _finite(reply):
-            record.rejected[number] = "NaN or infinite values"
+        elif (fault := _fault(plan, state, reply)) is not None:
+            record.rejected[number] = fault
         else:
             valid.append(reply)
     required = plan.scenario.federation.min_receivers or math.ceil(len(asked) / 2)
@@ -144,9 +145,20 @@ def _aggregate(
     return after
 
 
-def _finite(reply: Reply) -> bool:
-    tensors = [*reply.delta.values(), *(value for decoder in reply.decoders.values() for value in decoder.values())]
-    return all(bool(torch.isfinite(value).all()) for value in tensors)
+def _fault(plan: Plan, state: FederationState, reply: Reply) -> str | None:
+    """Why a reply cannot be used; None where it can."""
+    receiver = plan.receivers[reply.receiver]
+    own = {branch.key: state.decoders[owner(plan, receiver, branch)] for branch in receiver.branches}
+    if set(reply.decoders) != set(own) or set(reply.losses) != set(own):
+        return "not the decoders and losses of its tasks"
+    sent, known = [reply.delta, *reply.decoders.values()], [state.shared, *(own[key] for key in reply.decoders)]
+    for parameters, expected in zip(sent, known, strict=True):
+        if {k: v.shape for k, v in parameters.items()} != {k: v.shape for k, v in expected.items()}:
+            return "parameters of other names or shapes"
+    tensors = [value for parameters in sent for value in parameters.values()]
+    if not all(map(math.isfinite, reply.losses.values())) or not all(bool(v.isfinite().all()) for v in tensors):
+        return "NaN or infinite values"
+    return None
 
 
 def _count(plan: Plan, state: FederationState, record: RoundRecord, valid: Sequence[Reply]) -> None:

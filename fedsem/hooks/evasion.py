@@ -87,10 +87,13 @@ class Knowledge(Strict):
 
     Attributes:
         weights: `all`: the trained encoder and decoders (white box).
+        signal: `exact`: what each example sends, the image and the transmitted signal x (a jammer that hears only x
+            would know less).
         channel: `statistics`: the distribution of gains and noise, not their values.
     """
 
     weights: Literal["all"] = "all"
+    signal: Literal["exact"] = "exact"
     channel: Literal["statistics"] = "statistics"
 
 
