@@ -23,7 +23,7 @@ def main() -> None:
     for name in sys.argv[1:] or ALL:
         rows += importlib.import_module(f"benchmarks.{name}").measure()
     table = pd.DataFrame(rows)
-    order = ["benchmark", "variant", "wall_s", "cpu_s", "samples_per_cpu_s", "ratio", "goal"]
+    order = ["benchmark", "variant", "wall_s", "cpu_s", "samples_per_cpu_s", "ratio", "over_own_loop", "goal"]
     table = table[[column for column in order if column in table]].round(3)
     machine = hardware()
     table["machine"] = f"{machine['cpu']}, {machine['cores']} cores, Python {platform.python_version()}"
