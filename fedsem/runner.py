@@ -92,6 +92,9 @@ def run(
             if isinstance(error, OSError):
                 raise OutputError(f"The run in '{store.folder}' cannot be written ({error}).") from error
             raise
+        except KeyboardInterrupt:
+            store.write_manifest(status="interrupted", finished=now())
+            raise
         stack.enter_context(_logged(store.folder / "run.log"))
         try:
             run_stages(checked, plans, units, store, progress, child)
