@@ -242,7 +242,7 @@ class Evaluation(Strict):
 
     draws: Draws = Draws()
     grids: list[Grid] = Field([], description="without grids, only training is reported")
-    batch: PositiveInt = Field(512, description="images per forward pass; results do not depend on it beyond rounding")
+    batch: PositiveInt = Field(128, description="images per forward pass; results do not depend on it beyond rounding")
     baselines: bool = Field(True, description="detector theory, PCA coding and the mean image beside the tasks")
     samples: NonNegativeInt = Field(4, description="example pictures kept for the report")
 

@@ -38,7 +38,7 @@ from fedsem.sweep import cells
 Progress = Callable[[str, str, int, int], None]
 """Called as (stage, label, done, total): rounds of a training or points of an evaluation, and what it is called."""
 ORIGIN = "reused-from"
-"""File in the folder of a training that was taken from another run, with that run's id."""
+"""File in the folder of a stage that was taken from another run, with that run's id."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         scenario: the scenario.
         plans: name and plan of each of its cells.
         store: the run's folder.
-        reuse: folders of other runs whose identical trainings are taken.
+        reuse: folders of other runs whose identical trainings and evaluations are taken.
 
     Raises:
         OutputError: other code has begun one of the stages, or made a training that would be taken.
@@ -87,16 +87,17 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
     for unit in units:
         store.claim(unit.job.folder, training_code(unit.plan))
         store.claim(unit.evaluation, evaluation_code(unit.plan))
-    store.write_manifest(reused=[{"training": unit.label, **taken} for unit in units if (taken := _origin(unit))])
+    store.write_manifest(reused=[taken for unit in units for taken in _taken(unit)])
     return units
 
 
-def _origin(unit: Unit) -> dict[str, Any]:
-    """The run that a training was taken from, and its revision; empty where it is this run's own."""
-    origin = unit.job.folder / ORIGIN
-    if not origin.is_file():
-        return {}
-    return {"run": origin.read_text(encoding="utf-8"), "git": code_of(unit.job.folder)["git"]}
+def _taken(unit: Unit) -> Iterator[dict[str, Any]]:
+    """Which stages were taken from another run, from which, and the revision that made them."""
+    for stage, folder in (("training", unit.job.folder), ("evaluation", unit.evaluation)):
+        origin = folder / ORIGIN
+        if origin.is_file():
+            run = origin.read_text(encoding="utf-8")
+            yield {"stage": stage, "of": unit.label, "run": run, "git": code_of(folder)["git"]}
 
 
 def run_stages(
@@ -133,7 +134,7 @@ def run_stages(
             engine.enter_context(federated(jobs, scenario.compute, store.folder / "run.log", trained, child))
         # What the engine leaves running shuts down meanwhile.
         for unit in units:
-            if not (unit.evaluation / "points.json").is_file():
+            if not _evaluated(unit.evaluation):
                 with store.timed("evaluate", unit.cell, unit.job.seed), single_thread():
                     _evaluate(unit, progress)
         with store.timed("report", "", None):
@@ -162,10 +163,10 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
 
 
 def _reuse(units: Sequence[Unit], folder: Path) -> None:
-    """Copy finished trainings of another run: their folders have the same names.
+    """Copy finished stages of another run that have the same keys.
 
     Raises:
-        OutputError: one of them was made with other code.
+        OutputError: one of the trainings was made with other code.
     """
     for unit in units:
         found = folder / "checkpoints" / unit.job.folder.name
@@ -175,11 +176,24 @@ def _reuse(units: Sequence[Unit], folder: Path) -> None:
                     f"'{folder}' was trained with other code ({before}, now {code}): another version of fedsem, of a "
                     "plug-in or of a numerical library. Leave out --reuse to train anew."
                 )
-            partial = unit.job.folder.with_name(f".{unit.job.folder.name}")
-            shutil.copytree(found, partial, dirs_exist_ok=True)
-            if not (partial / ORIGIN).exists():
-                (partial / ORIGIN).write_text(folder.resolve().name, encoding="utf-8")
-            partial.rename(unit.job.folder)
+            _take(found, unit.job.folder, folder)
+        # The number of the cell, which comes first in the name, is that of the other run's sweep.
+        for found in sorted((folder / "stages").glob(f"evaluate-*-{unit.evaluation.name.rpartition('-')[2]}")):
+            same_code = code_of(found)["hash"] == evaluation_code(unit.plan)
+            if same_code and _evaluated(found) and not unit.evaluation.exists():
+                _take(found, unit.evaluation, folder)
+
+
+def _take(found: Path, stage: Path, run: Path) -> None:
+    partial = stage.with_name(f".{stage.name}")
+    shutil.copytree(found, partial, dirs_exist_ok=True)
+    if not (partial / ORIGIN).exists():
+        (partial / ORIGIN).write_text(run.resolve().name, encoding="utf-8")
+    partial.rename(stage)
+
+
+def _evaluated(stage: Path) -> bool:
+    return (stage / "points.json").is_file()
 
 
 def _evaluate(unit: Unit, progress: Progress) -> None:

@@ -473,7 +473,7 @@ def test_identical_trainings_of_another_run_are_reused(local_results: Results, t
     other["evaluation"] = {"draws": {"attack": 1, "score": 2}, "grids": [{"snr_db": [5]}]}
     reused = run(other, out=tmp_path, reuse=local_results.folder)
     (taken,) = reused.manifest["reused"]
-    assert (taken["run"], taken["training"]) == (local_results.folder.name, "cell0-seed3")
+    assert (taken["run"], taken["stage"], taken["of"]) == (local_results.folder.name, "training", "cell0-seed3")
     fresh = run(other, out=tmp_path)
     columns = ["scenario", "run_id"]
     pd.testing.assert_frame_equal(reused.table.drop(columns=columns), fresh.table.drop(columns=columns))

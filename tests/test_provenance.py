@@ -149,7 +149,8 @@ def test_a_stage_whose_code_is_unknown_is_neither_reused_nor_resumed(finished: R
 
 def test_engines_share_trainings_because_they_give_the_same_numbers(finished: Results, tmp_path: Path) -> None:
     reused = run(tiny(), ["compute.engine=ray", "compute.workers=1"], out=tmp_path, reuse=finished.folder)
-    assert [taken["training"] for taken in reused.manifest["reused"]] == ["cell0-seed0"]
+    stages = [(taken["stage"], taken["of"]) for taken in reused.manifest["reused"]]
+    assert stages == [("training", "cell0-seed0"), ("evaluation", "cell0-seed0")]
     precise = run(tiny(), ["compute.precision=bf16"], out=tmp_path, reuse=finished.folder)
     assert precise.manifest["reused"] == []
 
@@ -157,13 +158,27 @@ def test_engines_share_trainings_because_they_give_the_same_numbers(finished: Re
 def test_trainings_come_from_several_runs_and_remember_where_they_began(finished: Results, tmp_path: Path) -> None:
     second = run(tiny(seeds=[1]), out=tmp_path)
     joined = run(tiny(seeds=[0, 1]), out=tmp_path, reuse=[finished.folder, second.folder])
-    origins = [(taken["training"], taken["run"], taken["git"]) for taken in joined.manifest["reused"]]
+    origins = [(taken["of"], taken["run"], taken["git"]) for taken in joined.manifest["reused"]]
     git = joined.manifest["git"]
-    assert origins == [("cell0-seed0", finished.folder.name, git), ("cell0-seed1", second.folder.name, git)]
+    assert origins[::2] == [("cell0-seed0", finished.folder.name, git), ("cell0-seed1", second.folder.name, git)]
     page = (joined.folder / "report.html").read_text(encoding="utf-8")
-    assert f"<td>cell0-seed0</td><td>{finished.folder.name}</td>" in page
+    assert f"<td>training</td><td>cell0-seed0</td><td>{finished.folder.name}</td>" in page
     again = run(tiny(seeds=[0]), out=tmp_path, reuse=joined.folder)
-    assert [taken["run"] for taken in again.manifest["reused"]] == [finished.folder.name]
+    assert {taken["run"] for taken in again.manifest["reused"]} == {finished.folder.name}
+
+
+def test_an_identical_evaluation_is_taken_into_another_sweep_and_any_other_is_not(
+    finished: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = {"evaluation.draws.score": [2, tiny()["evaluation"]["draws"]["score"]]}
+    both = run(tiny(sweep=sweep), out=tmp_path, reuse=finished.folder)
+    evaluations = [taken["of"] for taken in both.manifest["reused"] if taken["stage"] == "evaluation"]
+    assert evaluations == ["cell1-seed0"]
+    fresh = run(tiny(sweep=sweep), out=tmp_path)
+    pd.testing.assert_frame_equal(both.table.drop(columns="run_id"), fresh.table.drop(columns="run_id"))
+    monkeypatch.setattr("fedsem.stages.evaluation_code", lambda plan: "another")
+    anew = run(tiny(), out=tmp_path, reuse=finished.folder)
+    assert [taken["stage"] for taken in anew.manifest["reused"]] == ["training"]
 
 
 def images(folder: Path, shade: int) -> Path:
@@ -188,7 +203,8 @@ def test_other_pictures_under_the_same_path_are_another_training(
     images(tmp_path / "data", 100)
     assert run(scenario, out=tmp_path, reuse=first.folder).manifest["reused"] == []
     images(tmp_path / "data", 0)
-    assert len(run(scenario, out=tmp_path, reuse=first.folder).manifest["reused"]) == 1
+    again = run(scenario, out=tmp_path, reuse=first.folder)
+    assert [taken["stage"] for taken in again.manifest["reused"]] == ["training", "evaluation"]
 
 
 def test_cells_that_differ_in_their_evaluation_share_a_training(tmp_path: Path) -> None:

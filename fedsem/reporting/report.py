@@ -268,10 +268,10 @@ def _stages(manifest: Mapping[str, Any]) -> str:
 
 
 def _reused(manifest: Mapping[str, Any]) -> str:
-    """Trainings that another run made, and the revision that made them."""
+    """Stages that another run computed, and the revision that did."""
     taken = [one for one in manifest.get("reused") or [] if isinstance(one, Mapping)]
-    rows = [[brief(one.get(key)) for key in ("training", "run", "git")] for one in taken]
-    return text_table(["Training taken from another run", "Run", "Git revision"], rows, "")
+    rows = [[brief(one.get(key)) for key in ("stage", "of", "run", "git")] for one in taken]
+    return text_table(["Taken from another run", "Cell and seed", "Run", "Git revision"], rows, "")
 
 
 def _packages(manifest: Mapping[str, Any]) -> str:
