@@ -79,9 +79,16 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         reuse: folders of other runs whose identical trainings and evaluations are taken.
 
     Raises:
-        OutputError: other code has begun one of the stages, or made a training that would be taken.
+        OutputError: other code has begun one of the stages, or made a training that would be taken; or the folder holds
+            stages that are none of this run's.
     """
     units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+    own = {folder for unit in units for folder in (unit.job.folder, unit.evaluation)}
+    if any(found not in own for kind in ("checkpoints", "stages") for found in store.folder.glob(f"{kind}/[!.]*")):
+        raise OutputError(
+            f"'{store.folder}' was begun with other pictures, on another device, or its scenario.yaml was changed; "
+            "start a new run."
+        )
     for folder in reuse:
         _reuse(units, folder)
     for unit in units:

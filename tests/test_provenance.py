@@ -202,6 +202,10 @@ def test_other_pictures_under_the_same_path_are_another_training(
     first = run(scenario, out=tmp_path)
     images(tmp_path / "data", 100)
     assert run(scenario, out=tmp_path, reuse=first.folder).manifest["reused"] == []
+    before = {path: path.read_bytes() for path in first.folder.glob("*.*")}
+    with pytest.raises(OutputError, match="was begun with other pictures, on another device"):
+        run(resume=first.folder)
+    assert {path: path.read_bytes() for path in first.folder.glob("*.*")} == before
     images(tmp_path / "data", 0)
     again = run(scenario, out=tmp_path, reuse=first.folder)
     assert [taken["stage"] for taken in again.manifest["reused"]] == ["training", "evaluation"]
