@@ -787,6 +787,7 @@ def test_words_of_the_field() -> None:
     assert words.air("rayleigh", "block", "zf") == "Rayleigh (block fading, ZF)"
     assert words.air("awgn", "none", "none") == "AWGN"
     assert words.air("sensing", "rayleigh", "none") == "sensing channel (Rayleigh hops)"
+    assert words.cell("channels.radar.fading=none; train.batch=32") == "radar fading = none, batch = 32"
     assert words.cell("link.encoder.channel_uses=20; channels.down.kind=rayleigh; data.partition.alpha=0.1") == (
         "nc\u00a0=\u00a020, down: Rayleigh, alpha = 0.1"
     )

@@ -129,5 +129,7 @@ def _caption(pictures: pd.DataFrame, cell: str, snr: float | None) -> str:
     parts.append(f"Seed {int(pictures['seed'].iloc[0])}, one channel draw.")
     if cell:
         parts.append(f"Of the sweep: {words.cell(cell)}.")
-    parts.append("dB above pictures: PSR. In colour: a wrong decision.")
+    if pictures["psr_db"].notna().any():
+        parts.append("dB above pictures: PSR.")
+    parts.append("In colour: a wrong decision.")
     return " ".join(parts)

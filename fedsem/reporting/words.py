@@ -173,4 +173,7 @@ def _setting(key: str, value: str) -> str:
         return NC.format(value)
     if parts[0] == "channels" and (len(parts) == 2 or parts[2:] == ["kind"]):
         return f"{parts[1]}: {CHANNELS.get(value, value)}"
+    if parts[0] in ("attacks", "channels", "receivers", "tasks") and len(parts) > 2:
+        # Each of these has several by names of the user's choice: whose fading it is must be said.
+        return f"{parts[1]} {parts[-1]} = {value}"
     return f"{parts[-1]} = {value}"
