@@ -350,7 +350,7 @@ class Scenario(Strict):
             if path.partition(".")[0] in ("schema", "name", "description", "seeds", "sweep"):
                 raise WrongKey(f"sweep.{path}", "this key cannot be swept")
             if path in ("compute", "compute.engine", "compute.workers"):
-                raise WrongKey(f"sweep.{path}", "one engine runs the whole sweep, and no result depends on it")
+                raise WrongKey(f"sweep.{path}", "one engine runs the whole sweep; name it in 'compute'")
         for attack in self.use.attacks:
             _known("use.attacks", "attack", attack, self.attacks)
         for defense in self.use.defenses:
