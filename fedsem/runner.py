@@ -94,7 +94,8 @@ def run(
                 raise OutputError(f"The run in '{store.folder}' cannot be written ({error}).") from error
             raise
         except KeyboardInterrupt:
-            store.write_manifest(status="interrupted", finished=now())
+            if resume is None:  # one that was finished before stays so
+                store.write_manifest(status="interrupted", finished=now())
             raise
         stack.enter_context(_logged(store.folder / "run.log"))
         try:
