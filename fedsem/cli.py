@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from fedsem import __version__
+from fedsem import __version__, ctrl_c
 from fedsem.errors import FedsemError, closest
 
 
@@ -210,6 +210,7 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point of the command `fedsem`."""
+    ctrl_c.listen()
     try:
         app()
     except SystemExit as exit_:
@@ -242,12 +243,12 @@ def _sentences(if_interrupted: str = "") -> Iterator[None]:
     """Turn errors into one sentence and exit code 1; FEDSEM_DEBUG=1 shows tracebacks instead."""
     try:
         yield
-    except KeyboardInterrupt:
-        err.print(f"Interrupted{if_interrupted}", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
     except typer.Exit:
         raise
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if ctrl_c.interrupts(error):
+            err.print(f"Interrupted{if_interrupted}", highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
         if os.environ.get("FEDSEM_DEBUG") == "1":
             raise
         if isinstance(error, FedsemError):

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsem import ctrl_c
 from fedsem.errors import FedsemError, OutputError
 from fedsem.federation.child import SimulationProcess, actors
 from fedsem.scenario_file import Source, read_tree
@@ -87,23 +88,23 @@ def run(
             store = Store.create(checked, Path(out), str(plans[0][1].device))
         try:
             units = prepare(checked, plans, store, others)
-        except (FedsemError, OSError) as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if ctrl_c.interrupts(error):
+                if resume is None:  # one that was finished before stays so
+                    store.write_manifest(status="interrupted", finished=now())
+                raise
             if resume is None:
                 shutil.rmtree(store.folder)
             if isinstance(error, OSError):
                 raise OutputError(f"The run in '{store.folder}' cannot be written ({error}).") from error
             raise
-        except KeyboardInterrupt:
-            if resume is None:  # one that was finished before stays so
-                store.write_manifest(status="interrupted", finished=now())
-            raise
         stack.enter_context(_logged(store.folder / "run.log"))
         try:
             run_stages(checked, plans, units, store, progress, child)
-        except KeyboardInterrupt:
-            store.write_manifest(status="interrupted", finished=now())
-            raise
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if ctrl_c.interrupts(error):
+                store.write_manifest(status="interrupted", finished=now())
+                raise
             logging.getLogger(__name__).exception("The run failed.")
             store.write_manifest(status="failed", finished=now(), error=str(error))
             if isinstance(error, OSError):

@@ -330,3 +330,28 @@ def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("fedsem.plan.resolve", interrupt)
     result = CliRunner().invoke(app, ["validate", "t.yaml"])
     assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
+
+
+def test_an_interruption_that_a_library_takes_for_its_own_error_is_one(tmp_path: Path) -> None:
+    """As numpy does: interrupted while it imports numpy.linalg, it ends in a RecursionError (once in 60 trials)."""
+    code = """
+import os, signal
+import fedsem.cli, fedsem.stages
+
+def library(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except BaseException:
+        raise ImportError("half an import") from None
+
+fedsem.stages.run_stages = library
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+fedsem.cli.main()
+"""
+    command = [sys.executable, "-c", code, "run", "quickstart", "--set", "compute.engine=local", "--out", "out"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr.startswith("Interrupted; finish the run with: ")
+    (manifest,) = tmp_path.glob("out/quickstart/*/manifest.json")
+    assert json.loads(manifest.read_text())["status"] == "interrupted"
