@@ -23,9 +23,10 @@ from matplotlib.lines import Line2D
 from fedsem.errors import FedsemError, OutputError
 from fedsem.reporting import figures, summary, words
 from fedsem.reporting.files import replace_file
+from fedsem.reporting.panels import Curve
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import SAMPLE_COLUMNS, read_samples, write_samples
-from fedsem.reporting.style import encode
+from fedsem.reporting.style import Stroke, encode
 from fedsem.reporting.table import COLUMNS, frame, read, write
 
 SNRS = [-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
@@ -497,6 +498,69 @@ def test_attacks_over_snr_are_drawn_where_they_were_measured_there(nothing: pd.D
     rows = pooled(table, task="label", metric="accuracy", attack="pgd")
     line = curve(figure, 1, legend(figure)["PGD"].get_color())
     np.testing.assert_allclose(line, 100 * rows["value"].to_numpy(dtype=float))
+
+
+@pytest.fixture(scope="module")
+def crossed() -> pd.DataFrame:
+    """Attacks on label: FGSM, whose perturbations depend on the SNR alone; PGD aims at target too, and was made at
+    sensing SNRs of -10 and 10 dB, the accuracy under it being 0.01 and 0.02 times the SNR + 1."""
+    rows = []
+    for row in MadeUp(attack_snrs=(0.0, 10.0, 20.0), psrs=[-30.0, -20.0], seeds=(0,)).rows():
+        of_pgd = row.get("attack") == "pgd" or row.get("attack_params") == {"beside": "pgd"}
+        if row.get("task") != "label" or not of_pgd:
+            rows.append(row | ({"objective": '{"label": 1.0}'} if row.get("attack") == "fgsm" else {}))
+            continue
+        for sensing_snr, factor in ((-10.0, 0.01), (10.0, 0.02)):
+            value = {"value": factor * (row["snr_db"] + 1)} if row["attack"] == "pgd" else {}
+            aim = {"objective": '{"label": 1.0, "target": 1.0}'} if row["attack"] == "pgd" else {}
+            rows.append(row | value | aim | {"sensing_snr_db": sensing_snr})
+    return frame(rows)
+
+
+def test_attacks_made_at_several_snrs_of_another_task_get_panels_of_their_own(
+    crossed: pd.DataFrame, nothing: pd.DataFrame
+) -> None:
+    figure = figures.draw("accuracy_vs_psr", crossed, nothing)
+    titles = [axes.get_title("left").replace("\u00a0", " ").replace("\n", " ") for axes in figure.axes]
+    # Four of six points: the shown ones keep both attacks, the noise beside them, and what is true of them.
+    assert [title for title in titles if title] == [
+        f"label · SNR {snr} dB · sensing SNR {made} dB"
+        for snr, made in ((0, "−10"), (10, "−10"), (10, "10"), (20, "10"))
+    ]
+    lines = legend(figure)
+    assert {"FGSM (on label)", "PGD (on label and target)"} <= set(lines)
+    for panel, value in ((0, 0.01), (2, 0.11), (4, 0.22), (6, 0.42)):
+        np.testing.assert_allclose(
+            curve(figure, panel, lines["PGD (on label and target)"].get_color()), [100 * value] * 2
+        )
+        assert len(curve(figure, panel, lines["FGSM (on label)"].get_color())) == 2
+    assert "4 of 6 SNRs are shown" in text_of(figure)
+
+
+def test_curves_over_snr_do_not_mix_attacks_made_for_different_sensing_snrs(
+    crossed: pd.DataFrame, nothing: pd.DataFrame
+) -> None:
+    figure = figures.draw("accuracy_vs_snr", crossed, nothing)
+    titles = [axes.get_title("left").replace("\u00a0", " ").replace("\n", " ") for axes in figure.axes]
+    assert titles[1] == "label · PSR −30 dB · sensing SNR −10 dB"
+    assert titles[-1] == "label · PSR −20 dB · sensing SNR 10 dB"
+    colour = legend(figure)["PGD (on label and target)"].get_color()
+    np.testing.assert_allclose(curve(figure, 1, colour), [1, 11, 21])
+    np.testing.assert_allclose(curve(figure, len(titles) - 1, colour), [2, 22, 42])
+
+
+def test_the_report_s_tables_name_both_snrs(crossed: pd.DataFrame) -> None:
+    grids = [grid for grid in summary.under_attack(crossed) if grid.title.startswith("label")]
+    assert len({grid.title for grid in grids}) == len(grids) == 4
+    assert grids[0].title.replace("\u00a0", " ") == "label · SNR 0 dB · sensing SNR −10 dB: Accuracy (%)"
+    assert dict(grids[0].rows)["PGD (on label and target)"][0].value == "1.0"
+    assert dict(grids[-1].rows)["PGD (on label and target)"][0].value == "42.0"
+
+
+def test_a_curve_of_rows_that_contradict_each_other_is_refused() -> None:
+    rows = pd.DataFrame({"snr_db": [0.0, 0.0], "value": [0.1, 0.2], "ci_low": [0, 0], "ci_high": [1, 1]})
+    with pytest.raises(ValueError, match="several values at one snr_db"):
+        Curve.of(rows, "snr_db", 1.0, Stroke("#000000"))
 
 
 def test_targeted_attacks_show_how_often_they_reach_their_goal(nothing: pd.DataFrame) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 
 from fedsem.reporting import words
@@ -18,7 +20,7 @@ class Attackers:
 
     Attributes:
         strokes: attack -> stroke, the same in every figure of the run.
-        labels: attack -> legend label: its name, and of norm, site and goal what differs between the attacks.
+        labels: attack -> legend label: its name, and of norm, site, goal and aim what differs between the attacks.
         common: what is the same for all attacks, as a sentence for the caption; may be empty.
     """
 
@@ -26,17 +28,19 @@ class Attackers:
         names = attacks(table)
         self.strokes = attack_strokes(names)
         described = {name: _description(table[table["attack"] == name]) for name in names}
-        norms, sites, goals = zip(*described.values(), strict=True) if described else ((), (), ())
+        norms, sites, goals, aims = zip(*described.values(), strict=True) if described else ((), (), (), ())
         self.labels: dict[str, str] = {}
-        for name, (norm, site, goal) in described.items():
+        for name, (norm, site, goal, aim) in described.items():
             differing = [words.NORMS.get(norm, norm)] if len(set(norms)) > 1 else []
             differing += [words.SHORT_SITES.get(site, site)] if len(set(sites)) > 1 else []
             differing += ["targeted"] if len(set(goals)) > 1 and goal == "True" else []
+            differing += [f"on {aim}"] if len(set(aims)) > 1 and aim else []
             said = ", ".join(word for word in differing if word)
             self.labels[name] = words.attack_name(name) + (f" ({said})" if said else "")
         shared = [words.NORMS.get(norms[0], norms[0])] if len(set(norms)) == 1 else []
         shared += [words.SITES.get(sites[0], sites[0])] if len(set(sites)) == 1 else []
         shared += [{"True": "targeted", "False": "untargeted"}.get(goals[0], "")] if len(set(goals)) == 1 else []
+        shared += [f"on the loss of {aims[0]}"] if len(set(aims)) == 1 and aims[0] else []
         said = ", ".join(word for word in shared if word)
         self.common = f"Attacks: {said}." if said else ""
 
@@ -52,7 +56,10 @@ class Attackers:
             stroke = noise_stroke(self.strokes[name] if 1 < len(partners) <= 6 else None)
             curves.append(Curve.of(noise[partner == name], x, scale, stroke))
         if partners:
-            curves.append(Curve.only_legend(NOISE_BESIDE, noise_stroke(None)))
+            # Attacks achieve different PSRs: beside several of them it must be said whose the noise has.
+            whose = len(partners) == 1 and rows["attack"].isin({*self.strokes} - {*partners}).any()
+            label = f"Gaussian noise (achieved PSR of {words.attack_name(partners[0])})" if whose else NOISE_BESIDE
+            curves.append(Curve.only_legend(label, noise_stroke(None)))
         for name, stroke in self.strokes.items():
             mine = rows[rows["attack"] == name]
             if not mine.empty:
@@ -60,8 +67,9 @@ class Attackers:
         return curves
 
 
-def _description(rows: pd.DataFrame) -> tuple[str, str, str]:
-    """Norm, site and whether it has a goal, as the table has them; empty where it has none, or (in a sweep) several."""
-    found = [rows[column].dropna().unique() for column in ("norm", "sites", "targeted")]
-    norm, site, goal = (str(values[0]) if len(values) == 1 else "" for values in found)
-    return norm, site, goal
+def _description(rows: pd.DataFrame) -> tuple[str, str, str, str]:
+    """Norm, site, whether it has a goal, and the tasks that it aims at, as the table has them; empty where it has none,
+    or (in a sweep) several."""
+    found = [rows[column].dropna().unique() for column in ("norm", "sites", "targeted", "objective")]
+    norm, site, goal, objective = (str(values[0]) if len(values) == 1 else "" for values in found)
+    return norm, site, goal, words.listed([words.plain(task) for task in json.loads(objective or "{}")])

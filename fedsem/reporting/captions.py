@@ -28,3 +28,13 @@ def evidence(table: pd.DataFrame, shown: pd.DataFrame) -> str:
         parts.append(f"{' or '.join(map(str, draws))} channel draw{'s' if draws != [1] else ''} for each image")
     bands = "Bands: 95\u00a0% intervals. " if (shown["ci_low"] < shown["ci_high"]).any() else ""
     return f"{bands}{', '.join(parts)}." if parts else bands.strip()
+
+
+def made_for(snr_db: float, sensing: bool) -> str:
+    """At which SNR of the other kinds of tasks the perturbations were made that the tasks of this kind are shown under.
+
+    Args:
+        snr_db: the SNR of the other kinds.
+        sensing: whether the tasks shown are sensing tasks.
+    """
+    return f"Perturbations made at {words.snr(snr_db, not sensing)}."

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fedsem.reporting import words
 from fedsem.reporting.attackers import Attackers
-from fedsem.reporting.captions import evidence
+from fedsem.reporting.captions import evidence, made_for
 from fedsem.reporting.over_snr import REFERENCE_LINES
 from fedsem.reporting.panels import Level, Panel, compose
 from fedsem.reporting.rows import (
@@ -17,9 +17,11 @@ from fedsem.reporting.rows import (
     evaluated,
     groups,
     is_clean,
+    operating_points,
     other_snr,
     own_snr,
     pooled,
+    select_made_at,
     spread,
     tasks_of,
     with_words,
@@ -59,36 +61,37 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
     clean, references = rows[is_clean(rows)], pooled(table, "reference")
     shown = [metric for metric in metrics if (attacked["metric"] == metric).any()]
     attackers, links = Attackers(table), Links(attacked)
+    sensing = kind == "sensing"
     families = list(groups(attacked, ["task", *links.columns]))
     most = max(1, min(MOST_SNR, MOST_GROUPS // len(families)))
     panels: list[Panel] = []
     chosen, measured = set(), set()
-    several_snr = attacked[x].nunique() > 1 or attacked[other].nunique() > 1
+    several, several_made = attacked[x].nunique() > 1, attacked[other].nunique() > 1
     for (task, *_), family in families:
-        points = sorted(
-            {(own, beside) for own, beside in zip(family[x].fillna(0), family[other].fillna(0), strict=True)}
-        )
+        points = operating_points(family, kind)
         measured.update(points)
-        for own, beside in spread(points, most):
-            chosen.add((own, beside))
-            here = family[(family[x].fillna(0) == own) & (family[other].fillna(0) == beside)]
-            calm = clean[(clean["task"] == task) & (clean[x].fillna(0) == own)]
+        for own, made in spread(points, most):
+            chosen.add((own, made))
+            here = select_made_at(family[family[x] == own], kind, made)
+            calm = clean[(clean["task"] == task) & (clean[x] == own)]
             for column in links.columns:
                 calm = calm[calm[column] == here[column].iloc[0]]
             level = references[references["task"].fillna(task).eq(task) & references[x].fillna(own).eq(own)]
             title = [words.plain(str(task)), links.label(here)]
-            if several_snr and here[x].notna().any():
-                title.append(f"{'sensing ' if kind == 'sensing' else ''}SNR {words.decibel(own)}")
-            if family.loc[family[x].fillna(0) == own, other].nunique() > 1:
-                title.append(f"{'' if kind == 'sensing' else 'sensing '}SNR {words.decibel(beside)}")
+            if several:
+                title.append(words.snr(own, sensing))
+            if several_made and here[other].notna().any():
+                title.append(words.snr(float(here[other].dropna().iloc[0]), not sensing))
             heading = " · ".join(part for part in title if part)
             panels += [_panel(heading, here, calm, level, attackers, kind, metric) for metric in shown]
     caption = [attackers.common]
-    if not several_snr and attacked[x].notna().any():
-        snr = f"{'Sensing ' if kind == 'sensing' else ''}SNR {words.decibel(float(attacked[x].dropna().iloc[0]))}"
-        caption.append(f"{', '.join([snr, *common(attacked)])}.")
+    if not several:
+        snr = words.snr(float(attacked[x].iloc[0]), sensing)
+        caption.append(words.sentence(", ".join([snr, *common(attacked)])))
     elif common(attacked):
         caption.append(words.sentence(", ".join(common(attacked))))
+    if attacked[other].nunique() == 1:
+        caption.append(made_for(float(attacked[other].dropna().iloc[0]), sensing))
     if 1 < len(airs(attacked)) <= 4:
         caption.append(f"Channels: {words.listed(airs(attacked))}.")
     if len(chosen) < len(measured):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fedsem.reporting import words
 from fedsem.reporting.attackers import Attackers
-from fedsem.reporting.captions import evidence
+from fedsem.reporting.captions import evidence, made_for
 from fedsem.reporting.panels import Curve, Level, Panel, compose
 from fedsem.reporting.rows import (
     AIR,
@@ -19,8 +19,11 @@ from fedsem.reporting.rows import (
     facets_of,
     groups,
     is_clean,
+    made_at,
+    other_snr,
     own_snr,
     pooled,
+    select_made_at,
     spread,
     tasks_of,
     with_words,
@@ -85,6 +88,9 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
         caption.insert(0, words.sentence(", ".join(common(clean))))
     if 1 < len(airs(clean)) <= 4:
         caption.insert(0, f"Channels: {words.listed(airs(clean))}.")
+    made = rows.loc[~is_clean(rows), other_snr(kind)]
+    if under and made.nunique() == 1:
+        caption.insert(0, made_for(float(made.dropna().iloc[0]), kind == "sensing"))
     if under and attackers.common:
         caption.insert(0, attackers.common)
     return compose(panels + under, " ".join(caption), group=len(shown))
@@ -152,22 +158,27 @@ def _attack_panels(
     attackers: Attackers, rows: pd.DataFrame, links: Links, kind: Kind, metrics: Sequence[str]
 ) -> list[Panel]:
     """Panels of all attacks over SNR, one for each link and PSR, where attacks were measured at three SNRs or more."""
-    x = own_snr(kind)
+    x, other = own_snr(kind), other_snr(kind)
     attacked = rows[~is_clean(rows) & rows["psr_db"].notna()]
+    several = attacked[other].nunique() > 1
     panels = []
-    for (task, *_), here in groups(attacked, ["task", *links.columns]):
-        measured = sorted(float(psr) for psr in here["psr_db"].unique())
-        ratios = [psr for psr in measured if _most_snrs(here[here["psr_db"] == psr], kind) >= FEWEST_SNRS]
-        for psr in spread(ratios, max(1, MOST_PSR // len(links.strokes))):
+    for (task, *_), family in groups(attacked, ["task", *links.columns]):
+        measured = []
+        for psr in sorted(float(psr) for psr in family["psr_db"].unique()):
+            here = family[family["psr_db"] == psr]
+            parts = [select_made_at(here, kind, made) for made in made_at(here, kind)]
+            measured += [(psr, part) for part in parts if _most_snrs(part, kind) >= FEWEST_SNRS]
+        for psr, here in spread(measured, max(1, MOST_PSR // len(links.strokes))):
+            title = [words.plain(str(task)), links.label(here), f"PSR {words.decibel(psr)}"]
+            if several and here[other].nunique() == 1:
+                title.append(words.snr(float(here[other].dropna().iloc[0]), kind != "sensing"))
             for metric in metrics:
                 shown = quantity(metric, kind)
-                at = here[(here["psr_db"] == psr) & (here["metric"] == metric)]
                 calm = rows[is_clean(rows) & (rows["task"] == task) & (rows["metric"] == metric)]
                 for column in links.columns:
                     calm = calm[calm[column] == here[column].iloc[0]]
                 curves = [Curve.of(calm, x, shown.scale, Stroke(CLEAN), "Without attack")]
-                curves += attackers.curves(at, x, shown.scale)
-                title = [words.plain(str(task)), links.label(here), f"PSR {words.decibel(psr)}"]
+                curves += attackers.curves(here[here["metric"] == metric], x, shown.scale)
                 panels.append(
                     Panel(
                         " · ".join(part for part in title if part),

@@ -41,8 +41,14 @@ class Curve:
 
     @classmethod
     def of(cls, rows: pd.DataFrame, x: str, scale: float, stroke: Stroke, label: str | None = None) -> Curve:
-        """The curve of table rows over the column `x`; of several rows with one x, the first."""
-        rows = rows.dropna(subset=[x]).drop_duplicates(x).sort_values(x)
+        """The curve of table rows over the column `x`.
+
+        Raises:
+            ValueError: one x has several values: the rows are not of one curve.
+        """
+        rows = rows.dropna(subset=[x]).drop_duplicates([x, "value"]).sort_values(x)
+        if rows[x].duplicated().any():
+            raise ValueError(f"several values at one {x}: {rows[[x, 'value']].to_dict('records')}")
         names = (x, "value", "ci_low", "ci_high")
         at, value, low, high = (rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names)
         return cls(label, at, scale * value, scale * low, scale * high, stroke)

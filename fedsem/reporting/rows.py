@@ -67,6 +67,31 @@ def other_snr(kind: Kind) -> str:
     return "snr_db" if kind == "sensing" else "sensing_snr_db"
 
 
+def made_at(attacked: pd.DataFrame, kind: Kind) -> list[float | None]:
+    """SNRs of the other kinds by which rows under attack must be told apart: those that perturbations were made at,
+    where one SNR of this kind stands beside several of them; else None alone."""
+    x, other = own_snr(kind), other_snr(kind)
+    if (attacked.groupby(x, dropna=False)[other].nunique() <= 1).all():
+        return [None]
+    return [float(value) for value in sorted(attacked[other].dropna().unique())]
+
+
+def operating_points(attacked: pd.DataFrame, kind: Kind) -> list[tuple[float, float | None]]:
+    """SNRs of this kind, each with the SNRs of the other kinds that `made_at` finds there."""
+    x = own_snr(kind)
+    return [
+        (float(own), made)
+        for own in sorted(attacked[x].unique())
+        for made in made_at(attacked[attacked[x] == own], kind)
+    ]
+
+
+def select_made_at(attacked: pd.DataFrame, kind: Kind, snr: float | None) -> pd.DataFrame:
+    """Rows under attack of perturbations made at that SNR of the other kinds, and of those that depend on none."""
+    other = other_snr(kind)
+    return attacked if snr is None else attacked[attacked[other].isna() | attacked[other].eq(snr)]
+
+
 def seeds(table: pd.DataFrame) -> list[int]:
     """The seeds of the run."""
     return sorted(int(seed) for seed in table["seed"].dropna().unique())

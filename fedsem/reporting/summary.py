@@ -17,9 +17,11 @@ from fedsem.reporting.rows import (
     evaluated,
     groups,
     is_clean,
+    operating_points,
     other_snr,
     own_snr,
     pooled,
+    select_made_at,
     spread,
     task_kinds,
     with_words,
@@ -128,18 +130,21 @@ def under_attack(table: pd.DataFrame) -> list[Grid]:
             continue
         links = Links(attacked)
         for _, family in groups(attacked, links.columns):
-            points = sorted(set(zip(family[x].fillna(0), family[other].fillna(0), strict=True)))
-            for own, opposite in spread(points, MOST_SNR):
-                here = family[(family[x].fillna(0) == own) & (family[other].fillna(0) == opposite)]
+            points = operating_points(family, kind)
+            for own, made in spread(points, MOST_SNR):
+                here = select_made_at(family[family[x] == own], kind, made)
                 calm = rows[is_clean(rows) & (rows[x] == own)]
                 for column in links.columns:
                     calm = calm[calm[column] == family[column].iloc[0]]
-                grids.append(_attack_grid(task, kind, here, calm, attackers, links.label(family), float(own)))
+                snrs = words.snr(own, kind == "sensing")
+                if here[other].notna().any():
+                    snrs += f" · {words.snr(float(here[other].dropna().iloc[0]), kind != 'sensing')}"
+                grids.append(_attack_grid(task, kind, here, calm, attackers, links.label(family), snrs))
     return grids
 
 
 def _attack_grid(
-    task: str, kind: Kind, here: pd.DataFrame, calm: pd.DataFrame, attackers: Attackers, link: str, snr: float
+    task: str, kind: Kind, here: pd.DataFrame, calm: pd.DataFrame, attackers: Attackers, link: str, snrs: str
 ) -> Grid:
     metric = ATTACKED[kind]
     at = spread([float(value) for value in sorted(here["psr_db"].unique())], MOST_COLUMNS)
@@ -158,7 +163,7 @@ def _attack_grid(
     if not alone.empty:
         quiet.add(NOISE)
         lines.append((NOISE, _line(alone, "psr_db", at, metric, kind)))
-    parts = [words.plain(task), link, f"{'sensing ' if kind == 'sensing' else ''}SNR {words.decibel(snr)}"]
+    parts = [words.plain(task), link, snrs]
     title = f"{' · '.join(part for part in parts if part)}: {quantity(metric, kind).label}"
     note = ""
     if not calm.empty:

@@ -95,6 +95,11 @@ def decibel(value: float) -> str:
     return f"{number(value)}\u00a0dB"
 
 
+def snr(value: float, sensing: bool) -> str:
+    """``SNR 10 dB`` or ``sensing SNR 10 dB``."""
+    return f"{'sensing ' if sensing else ''}SNR {decibel(value)}"
+
+
 def number(value: float, digits: int | None = None) -> str:
     """A number with a true minus sign, to `digits` decimals or as short as it goes."""
     text = f"{value:g}" if digits is None else f"{value:.{digits}f}"
