@@ -249,7 +249,12 @@ def _device(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise ScenarioError("compute.device: no CUDA device is available here; use --device cpu.")
-    return torch.device("cuda" if wanted in ("cuda", "auto") and available else "cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    # TF32 rounds to 10 bits, and the quickest algorithm differs from run to run: neither is what float32 promises.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    return torch.device("cuda")
 
 
 def describe(plan: Plan, branch: Branch) -> dict[str, Any]:

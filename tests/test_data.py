@@ -317,6 +317,10 @@ def test_parquet_takes_class_names_from_the_metadata(tmp_path: Path) -> None:
     assert data.train.labels.tolist() == [2, 0] * 5
     outside = write_parquet(tmp_path / "b.parquet", TEN, [2, 0, 0, -1, 0] * 2, names=names)
     assert f"Row 3 of '{outside}' has the label -1" in message(Parquet(train=str(outside)))
+    # Numbers of the test file mean what its own names say.
+    other = write_parquet(tmp_path / "c.parquet", TEN, [2, 0] * 5, names=["bee", "ant", "cow"])
+    said = message(Parquet(train=str(file), test=str(other)))
+    assert said.startswith(f"'{file}' and '{other}' name or order their classes differently")
 
 
 def test_parquet_converts_every_mode_to_rgb_and_resizes(tmp_path: Path) -> None:

@@ -389,6 +389,18 @@ def test_a_receiver_that_raises_is_counted_in_the_table(tmp_path: Path, monkeypa
     assert "receiver 4 rejected" in log
 
 
+def test_receivers_whose_decoders_were_never_trained_are_told(tmp_path: Path) -> None:
+    """Of five receivers one is asked: the readers share a decoder, the viewer and the watchers have their own."""
+    results = run(small(federation={"rounds": 1, "fraction": 0.2}), out=tmp_path)
+    table = results.table[results.table["metric"].eq("untrained_receivers")]
+    plan = resolve(load_scenario(small(federation={"rounds": 1, "fraction": 0.2})))
+    (asked,) = rounds.sample(plan, 3, 1)
+    untouched = 3 if asked < 2 else 4
+    assert (table["value"].tolist(), table["n"].tolist()) == ([untouched], [5])
+    (warning,) = results.warnings()
+    assert warning.startswith(f"Receivers with a decoder that was never trained: {untouched};")
+
+
 def test_losing_too_many_receivers_ends_the_run_without_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

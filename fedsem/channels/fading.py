@@ -19,7 +19,8 @@ class FadingChannel(Channel):
     Attributes:
         fading: `block`: one h for all symbols of an example; `fast`: one for each symbol.
         csi: what the receiver does with its estimate e = h + error: `none` (y), `phase` (y e*/|e|; for real symbols
-            the phase is always known, so this is y), `zf` (y / e), `mmse` (e* y / (|e|^2 + 1/SNR)).
+            the phase is always known, so this is y), `zf` (y / e), `mmse` (e* y / (|e|^2 + 1/SNR)). Over
+            Rayleigh E[1 / |h|^2] is infinite: `zf` has no finite mean squared error, `mmse` has.
         estimation_error: variance E|e - h|^2 of the estimate (for real symbols the estimate is |h + error|).
         decoder_csi: the decoder also receives the estimate (real symbols: |e|; complex: real and imaginary part).
     """

@@ -118,9 +118,16 @@ def index_labels(columns: Sequence[LabelColumn]) -> tuple[list[np.ndarray], tupl
         int64 (N,) for each file, and the class names.
 
     Raises:
-        DataError: one file has integers and another text, or a label lies outside the file's own class names.
+        DataError: one file has integers and another text, the files name their classes differently, or a label lies
+            outside the file's own class names.
     """
     names = columns[0].names
+    for column in columns[1:]:
+        if names and column.names and column.names != names:
+            raise DataError(
+                f"'{columns[0].file}' and '{column.file}' name or order their classes differently; write both with the "
+                "same class names."
+            )
     if names and isinstance(columns[0].values[0], int):
         known: list[Any] = list(range(len(names)))
     else:

@@ -75,9 +75,13 @@ def _linear(link: TrainedLink, air: Air, listener: Listener, snrs: Sequence[floa
     Component i is sent with power proportional to the square root of its variance (the best linear allocation at high
     SNR; Lee and Petersen, Optimal Linear Coding for Vector Channels, 1976), scaled so that power is 1 *on average*
     over images, a weaker constraint than the link's own `per_example`. The receiver is the least-squares linear decoder
-    for each SNR, fitted on training images over channel draws of its own.
+    for each SNR, fitted on training images over channel draws of its own. A receiver that could invert the channel
+    (`csi: zf`) equalises by MMSE here: the noise of y / h has infinite variance over Rayleigh, and no linear decoder
+    could tell a deep fade.
     """
     plan, channel, symbols = link.plan, link.plan.channel(listener.branch), link.plan.scenario.link.symbols
+    if channel.csi_name == "zf":
+        channel = channel.model_copy(update={"csi": "mmse"})
     nc = plan.channel_uses
     train = plan.some_train_images(FITTING_IMAGES).flatten(1)
     test = link.images.flatten(1)

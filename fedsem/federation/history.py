@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fedsem.federation.state import FederationState
+from fedsem.federation.state import FederationState, owner
 from fedsem.plan import Plan, describe
 
 
 def rows(plan: Plan, state: FederationState) -> Iterator[dict[str, Any]]:
-    """For each round: training loss by task, and the receivers that failed and whose updates were rejected."""
+    """For each round: training loss by task, the receivers that failed and whose updates were rejected; and how many
+    receivers have a decoder that no valid update has reached yet, so that it is as it was initialised."""
     branches = {branch.key: branch for branch in plan.branches}
+    decoders = [{owner(plan, receiver, branch) for branch in receiver.branches} for receiver in plan.receivers]
+    trained: set[str] = set()
     for record in state.history:
         common = {
             "stage": "federate",
@@ -30,3 +33,8 @@ def rows(plan: Plan, state: FederationState) -> Iterator[dict[str, Any]]:
             }
         for metric, who in (("failed_receivers", record.failed), ("rejected_updates", record.rejected)):
             yield {**common, "metric": metric, "value": float(len(who)), "n": len(record.asked)}
+        if plan.scenario.federation.kind == "flower":
+            for number in {*record.asked} - {*record.failed} - {*record.rejected}:
+                trained |= decoders[number]
+            untrained = sum(not own <= trained for own in decoders)
+            yield {**common, "metric": "untrained_receivers", "value": float(untrained), "n": len(decoders)}

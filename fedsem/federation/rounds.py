@@ -49,7 +49,9 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
     """The state after a round.
 
     The encoder is averaged over all valid replies, a receiver counting n_i * sum of its task weights; decoders of
-    policy `group` over the receivers that hold the task, counting n_i; local decoders are replaced. A reply with NaN
+    policy `group` over the receivers that hold the task, counting n_i; local decoders are replaced. (A receiver divides
+    its loss by the sum of its task weights. With plain SGD that makes the encoder's step the pooled one, while a group
+    decoder moves less on receivers that hold other tasks too; Adam does not see the factor.) A reply with NaN
     or infinite values, or with parameters that are not the receiver's, is rejected as a whole.
     `federation.server_optimizer` steps along what was averaged.
 

@@ -218,13 +218,19 @@ def _federation(results: Results) -> str:
             words.count(training.asked),
             words.count(training.failed),
             words.count(training.rejected),
+            words.count(training.untrained),
             words.data_volume(training.bytes_up),
             words.data_volume(training.bytes_down),
         ]
         for training in found
     ]
-    columns = ["Training", "Rounds", "Receivers asked", "Failed", "Rejected", "Sent up", "Sent down"]
-    note = "Receivers asked, failed and rejected, and bytes, are summed over rounds and seeds." if rows else ""
+    columns = ["Training", "Rounds", "Receivers asked", "Failed", "Rejected", "Never trained", "Sent up", "Sent down"]
+    note = (
+        "Receivers asked, failed and rejected, and bytes, are summed over rounds and seeds; receivers with a decoder "
+        "that was never trained, over seeds."
+        if rows
+        else ""
+    )
     return "\n".join(part for part in (text_table(columns, rows, ""), paragraph(note, "soft")) if part)
 
 

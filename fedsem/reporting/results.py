@@ -147,7 +147,8 @@ class Results:
         return "\n".join(line.replace("\u00a0", " ") for line in lines)
 
     def warnings(self) -> list[str]:
-        """What the run went through that a user should know: receivers that failed, updates that were rejected."""
+        """What the run went through that a user should know: receivers that failed, updates that were rejected, and
+        decoders that are scored as they were initialised."""
         from fedsem.reporting.summary import federation
 
         sentences = []
@@ -157,6 +158,11 @@ class Results:
                 if count:
                     times = "once" if count == 1 else f"{count} times"
                     sentences.append(f"Receivers {what} {times} in training{cell}; see '{self.folder / 'run.log'}'.")
+            if training.untrained:
+                sentences.append(
+                    f"Receivers with a decoder that was never trained: {training.untrained}{cell}; they count in what "
+                    "was measured. Use more rounds, a larger federation.fraction or decoder: group."
+                )
         return sentences
 
     def __repr__(self) -> str:

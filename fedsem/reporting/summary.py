@@ -69,13 +69,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Training:
-    """What the federation of one cell went through, all seeds together."""
+    """What the federation of one cell went through, all seeds together.
+
+    Attributes:
+        untrained: receivers with a decoder that no valid update reached: it is as it was initialised.
+    """
 
     cell: str
     rounds: int
     asked: int
     failed: int
     rejected: int
+    untrained: int
     bytes_up: int
     bytes_down: int
 
@@ -205,6 +210,7 @@ def federation(table: pd.DataFrame) -> list[Training]:
     for (cell,), mine in groups(rows.assign(cell=rows["cell"].fillna("")), ["cell"]):
         # Traffic stands in every row of a round: count each round once.
         traffic = mine.groupby(["seed", "round"], dropna=False)[["bytes_up", "bytes_down"]].max().fillna(0).sum()
+        at_the_end = mine[(mine["metric"] == "untrained_receivers") & (mine["round"] == mine["round"].max())]
         lost = {name: mine[mine["metric"] == name] for name in ("failed_receivers", "rejected_updates")}
         found.append(
             Training(
@@ -213,6 +219,7 @@ def federation(table: pd.DataFrame) -> list[Training]:
                 max(_total(rows["n"]) for rows in lost.values()),
                 _total(lost["failed_receivers"]["value"]),
                 _total(lost["rejected_updates"]["value"]),
+                _total(at_the_end["value"]),
                 int(traffic["bytes_up"]),
                 int(traffic["bytes_down"]),
             )
