@@ -204,6 +204,16 @@ def test_reaching_a_sensing_state_counts_receptions_of_the_other_state() -> None
     assert value(share) == 0.75
 
 
+def test_reaching_absence_is_missing_a_target_with_range_bins_too() -> None:
+    """The first target is no miss: its bins together outweigh `absent`, the largest single output."""
+    made = task("sensing", range=True)
+    output = torch.tensor([[[1.0, 0.5, 0.5, 0.5], [3.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]])
+    truth = torch.tensor([[1, 2, 3]])
+    hidden = made.reached(output, truth, made.aim(0, IMAGES, LABELS))
+    assert value(hidden) == value(made.metrics(output, truth, None)["misses"]) == pytest.approx(1 / 3)
+    assert value(made.reached(output, truth, made.aim(1, IMAGES, LABELS))) == 0.5
+
+
 @pytest.mark.parametrize(("kind", "sensing"), [("classification", False), ("reconstruction", False), ("sensing", True)])
 def test_tasks_say_which_channel_they_need(kind: str, sensing: bool) -> None:
     made = task(kind)

@@ -77,9 +77,11 @@ class Sensing(Task):
         return shares
 
     def reached(self, output: Tensor, truth: Tensor, aim: Tensor) -> Share:
-        """Share of receptions of other states that are taken for the target state."""
+        """Share of receptions of other states that are taken for the state aimed at: absent where the receiver misses,
+        else the likeliest bin."""
+        said = torch.where(_score(output) > 0, output[..., 1:].argmax(-1) + 1, 0)
         other = (truth != aim).float()
-        return Share((output.argmax(-1) == aim).float() * other, other)
+        return Share((said == aim).float() * other, other)
 
 
 def _score(output: Tensor) -> Tensor:
