@@ -242,7 +242,7 @@ def test_the_table_holds_values_and_paired_differences() -> None:
     assert found[None, "pgd", "accuracy_change"]["value"] == pytest.approx(9 / 24 - 22 / 24)
     assert found[None, "pgd", "accuracy"]["n"] == 12
     assert found[7, "pgd", "accuracy"]["n"] == 6
-    assert found[None, "pgd", "accuracy"]["psr_achieved_db"] == pytest.approx(-11.0)
+    assert found[None, "pgd", "accuracy"]["psr_achieved_db"] == pytest.approx(10 * np.log10((10**-1.0 + 10**-1.2) / 2))
     assert (4, "none", "accuracy_change") not in found
     assert (4, "noise", "accuracy_vs_noise") not in found
     assert len(table) == 3 * (1 + 2 + 3)

@@ -9,16 +9,18 @@ import numpy as np
 
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.statistics import Bootstrap, Measured
+from fedsem.units import from_db, to_db
 
-VARYING = ("psr_achieved_db",)
-"""Columns of a point that may differ from seed to seed."""
+ACHIEVED = "psr_achieved_db"
+"""The column of a point that may differ from seed to seed."""
 
 
 def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Rows for each seed and, with `seed` empty, for all seeds together.
 
     Beside each metric under attack stand `<metric>_change` (minus clean) and `<metric>_vs_noise` (minus Gaussian noise
-    of the energy that the attack achieved), paired over images, channel draws and seeds.
+    of the energy that the attack achieved), paired over images, channel draws and seeds. `psr_achieved_db` is the mean
+    PSR over images, and over seeds where they are together, in dB; of an attack at two sites, of the larger.
 
     Args:
         points: the points of each seed, in the same order for every seed.
@@ -45,9 +47,8 @@ def _point_rows(
 ) -> Iterator[dict[str, Any]]:
     here = [of_seed[number] for of_seed in points]
     columns = {**here[0].columns, "seed": seed}
-    for name in VARYING:
-        if here[0].columns.get(name) is not None:
-            columns[name] = float(np.mean([point.columns[name] for point in here]))
+    if columns.get(ACHIEVED) is not None:
+        columns[ACHIEVED] = to_db(float(np.mean([from_db(float(str(point.columns[ACHIEVED]))) for point in here])))
     for metric in here[0].metrics:
         if any(metric not in point.metrics for point in here):  # a seed that drew no empty scene has no threshold
             continue
@@ -90,6 +91,6 @@ def _measured(points: Sequence[Point], metric: str) -> Measured:
 
 
 def _check_alike(points: Sequence[Point]) -> None:
-    fixed = [{name: value for name, value in point.columns.items() if name not in VARYING} for point in points]
+    fixed = [{name: value for name, value in point.columns.items() if name != ACHIEVED} for point in points]
     if any(columns != fixed[0] for columns in fixed):
         raise ValueError(f"seeds measured different points: {fixed}")
