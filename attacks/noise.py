@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
+from fedsem.errors import ScenarioError
 from fedsem.hooks.budget import gaussian
 from fedsem.hooks.evasion import Evasion, Perturbation, Problem
 from fedsem.registry import register
 from fedsem.streams import Stream
 from fedsem.units import l2_radius
+
+if TYPE_CHECKING:
+    from fedsem.plan import Plan
 
 
 @register("attack", "noise")
@@ -18,6 +24,12 @@ class Noise(Evasion):
     The name `noise` in a grid needs no entry in `attacks`; beside other attacks it stands for noise of the PSR that
     each of them achieved ([S3] figure 6 compares at equal nominal PSR, where clipping spares one more than the other).
     """
+
+    def check(self, path: str, plan: Plan) -> None:
+        for key in ("norm", "objective", "targeted"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ScenarioError(f"In the scenario, '{path}.{key}': noise aims at nothing; remove it.")
+        super().check(path, plan)
 
     def perturb(self, problem: Problem, stream: Stream) -> Perturbation:
         energies: dict[str, Tensor] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import io
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,7 +71,8 @@ class Torchattacks(Evasion):
         if len(tasks) != 1 or not isinstance(plan.scenario.tasks[tasks[0]], Classification):
             raise ScenarioError(f"In the scenario, '{path}.objective': name exactly one classification task.")
         # The library's FAB counts the true class and the target: it does nothing when it is told the target alone.
-        modes = () if self.name == "FAB" else self._build(nn.Linear(1, 1), 1.0, 0, 2).supported_mode
+        with self._sentence():
+            modes = () if self.name == "FAB" else self._build(nn.Linear(1, 1), 1.0, 0, 2).supported_mode
         if self.targeted and "targeted" not in modes:
             raise ScenarioError(f"In the scenario, '{path}.targeted': {self.name} cannot be targeted.")
 
@@ -88,10 +90,22 @@ class Torchattacks(Evasion):
                 attack = self._build(_Model(problem, one, clean), limit, stream.child(i).key % 2**31, classes)
                 if self.targeted:
                     attack.set_mode_targeted_by_function(lambda images, labels: labels)
-                found = attack(clean, problem.labels[one]).detach()
+                with self._sentence():
+                    found = attack(clean, problem.labels[one]).detach()
                 # Where the gradient is exactly zero some attacks divide by its length: no direction, no perturbation.
                 delta[one] = torch.where(found.isnan(), clean, found) - clean
         return {"input": project(delta, site, problem.psr, self.norm)}
+
+    @contextmanager
+    def _sentence(self) -> Iterator[None]:
+        """The library checks some of its options when it runs, and says what is wrong in its own way."""
+        try:
+            yield
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise ScenarioError(
+                f"{self.name} of torchattacks cannot work with the options {self.options} ({reason}); change them."
+            ) from error
 
     def _build(self, model: nn.Module, limit: float, seed: int, classes: int) -> Any:
         import torchattacks

@@ -76,16 +76,20 @@ def run(
         if workers := _ray_workers(tree):
             child = SimulationProcess(workers)
             stack.callback(child.end)
+        from fedsem.plan import plan_of_text
         from fedsem.reporting.results import Results
         from fedsem.stages import plans_of, prepare, run_stages
         from fedsem.store import Store, now
 
+        # An earlier run of this process may have kept pictures that have changed on disk since.
+        plan_of_text.cache_clear()
         checked = check_cells(tree)
         plans = plans_of(checked)
         if resume is not None:
             store = Store.open(Path(resume).resolve())  # its name is the run's id, even of "."
         else:
             store = Store.create(checked, Path(out), str(plans[0][1].device))
+        stack.enter_context(store.locked())
         try:
             units = prepare(checked, plans, store, others)
         except (KeyboardInterrupt, Exception) as error:

@@ -32,17 +32,21 @@ from fedsem.registry import Plugin
 from fedsem.scenario_errors import WrongKey, plain, sentence
 from fedsem.strict import Strict
 
-NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+NAME = r"[A-Za-z][A-Za-z0-9_-]{0,99}"
 
 
 def _name(text: str) -> str:
     if not re.fullmatch(NAME, text, re.ASCII):
-        raise ValueError(f"names begin with a letter and hold letters, digits, '_' and '-' only, not {shown(text)}")
+        raise ValueError(
+            f"names begin with a letter and hold at most 100 letters, digits, '_' and '-', not {shown(text)}"
+        )
     return text
 
 
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{NAME}$"})]
 Decibel = Annotated[float, Field(ge=-200, le=200)]
+Many = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A number of things that are computed at once; beyond the limit it is a slip."""
 
 
 class Uniform(Strict):
@@ -109,7 +113,7 @@ class Receivers(Strict):
         decoder: `local` keeps a receiver's decoders on it; `group` averages them over all receivers of the same task.
     """
 
-    count: Annotated[int, Field(ge=1, le=1_000_000)]
+    count: Many
     tasks: list[Name] = Field(min_length=1)
     channel: Annotated[
         Annotated[Name, Tag("one")] | Annotated[dict[Name, Name], Tag("each")],
@@ -156,11 +160,11 @@ class Train(Strict):
     """
 
     epochs: PositiveInt = 1
-    batch: PositiveInt = 64
+    batch: Many = 64
     optimizer: Optimizer = Optimizer()
     snr_db: Level = 10.0
     sensing_snr_db: Level | None = Field(None, description="for sensing channels; default: snr_db")
-    draws: PositiveInt = Field(1, description="channel draws per image and step; the encoder runs once for all of them")
+    draws: Many = Field(1, description="channel draws per image and step; the encoder runs once for all of them")
     augment: list[Literal["flip", "crop"]] = []
 
 
@@ -195,7 +199,7 @@ class Federation(Strict):
     min_receivers: PositiveInt | None = Field(
         None, description="valid updates that a round needs; default: half of the receivers that were asked"
     )
-    round_timeout_s: PositiveFloat = Field(3600.0, description="replies that take longer count as failed")
+    round_timeout_s: PositiveFloat = Field(3600.0, description="on Ray, replies that take longer count as failed")
     aggregator: Annotated[Any, Plugin("aggregator")] = Field({"kind": "fedavg"}, validate_default=True)
     server_optimizer: ServerOptimizer | None = None
 
@@ -208,8 +212,8 @@ class Draws(Strict):
         score: for every reported number.
     """
 
-    attack: PositiveInt = 8
-    score: PositiveInt = 32
+    attack: Many = 8
+    score: Many = 32
 
 
 class Grid(Strict):
@@ -242,7 +246,7 @@ class Evaluation(Strict):
 
     draws: Draws = Draws()
     grids: list[Grid] = Field([], description="without grids, only training is reported")
-    batch: PositiveInt = Field(128, description="images per forward pass; results do not depend on it beyond rounding")
+    batch: Many = Field(128, description="images per forward pass; results do not depend on it beyond rounding")
     baselines: bool = Field(True, description="detector theory, PCA coding and the mean image beside the tasks")
     samples: NonNegativeInt = Field(4, description="example pictures kept for the report")
 
@@ -346,7 +350,14 @@ class Scenario(Strict):
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
-        for path in self.sweep:
+        used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}
+        for i, path in enumerate(self.sweep):
+            for earlier in list(self.sweep)[:i]:
+                if earlier.startswith(f"{path}."):
+                    raise WrongKey(f"sweep.{path}", f"would undo 'sweep.{earlier}'; write it before that key")
+            parts = path.split(".")
+            if parts[0] == "channels" and len(parts) > 1 and parts[1] in self.channels and parts[1] not in used:
+                raise WrongKey(f"sweep.{path}", f"no receiver uses the channel '{parts[1]}'")
             if path.partition(".")[0] in ("schema", "name", "description", "seeds", "sweep"):
                 raise WrongKey(f"sweep.{path}", "this key cannot be swept")
             if path in ("compute", "compute.engine", "compute.workers"):

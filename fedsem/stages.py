@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fedsem.federation.engine import federated, finished, single_thread
 from fedsem.federation.history import rows as history_rows
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
+from fedsem.files import read_json, replace_file
 from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.reporting import table
@@ -89,6 +90,8 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
             f"'{store.folder}' was begun with other pictures, on another device, or its scenario.yaml was changed; "
             "start a new run."
         )
+    for unit in units:
+        _read(unit, unit.job.folder, unit.evaluation)
     for folder in reuse:
         _reuse(units, folder)
     for unit in units:
@@ -183,11 +186,13 @@ def _reuse(units: Sequence[Unit], folder: Path) -> None:
                     f"'{folder}' was trained with other code ({before}, now {code}): another version of fedsem, of a "
                     "plug-in or of a numerical library. Leave out --reuse to train anew."
                 )
+            _read(unit, found, None)
             _take(found, unit.job.folder, folder)
         # The number of the cell, which comes first in the name, is that of the other run's sweep.
         for found in sorted((folder / "stages").glob(f"evaluate-*-{unit.evaluation.name.rpartition('-')[2]}")):
             same_code = code_of(found)["hash"] == evaluation_code(unit.plan)
             if same_code and _evaluated(found) and not unit.evaluation.exists():
+                _read(unit, None, found)
                 _take(found, unit.evaluation, folder)
 
 
@@ -197,6 +202,19 @@ def _take(found: Path, stage: Path, run: Path) -> None:
     if not (partial / ORIGIN).exists():
         (partial / ORIGIN).write_text(run.resolve().name, encoding="utf-8")
     partial.rename(stage)
+
+
+def _read(unit: Unit, training: Path | None, evaluation: Path | None) -> None:
+    """Read what these folders of stages hold, if anything.
+
+    Raises:
+        OutputError: something is damaged: better said now than when hours have been computed.
+    """
+    if training is not None:
+        FederationState.load(training)
+    if evaluation is not None and _evaluated(evaluation):
+        load_points(evaluation)
+        list(_samples(replace(unit, evaluation=evaluation)))
 
 
 def _evaluated(stage: Path) -> bool:
@@ -213,13 +231,12 @@ def _evaluate(unit: Unit, progress: Progress) -> None:
     }
     link = TrainedLink.build(plan, unit.job.seed, state.shared, decoders)
     measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total))
-    unit.evaluation.mkdir(parents=True, exist_ok=True)
-    (unit.evaluation / "samples.json").write_text(json.dumps(measurement.samples), encoding="utf-8")
+    replace_file(unit.evaluation / "samples.json", json.dumps(measurement.samples).encode())
     save_points(measurement.points, unit.evaluation)
 
 
 def _samples(unit: Unit) -> Iterator[dict[str, Any]]:
-    for row in json.loads((unit.evaluation / "samples.json").read_text(encoding="utf-8")):
+    for row in read_json(unit.evaluation / "samples.json", list):
         yield {**row, "cell": unit.cell}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsem.errors import OutputError
+from fedsem.files import read_json, reading, replace_file
 from fedsem.scenario import Scenario, write_scenario
 
 PACKAGES = ("fedsem", "flwr", "ray", "torch", "torchvision", "torchattacks", "transformers", "numpy", "pandas")
@@ -53,10 +55,11 @@ class Store:
             store = cls(folder, _manifest(scenario, device))
             write_scenario(scenario, folder / "scenario.yaml")
             store.write_manifest()
-        except OSError as error:
+        except (OSError, OutputError) as error:
             shutil.rmtree(folder, ignore_errors=True)
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)
             raise OutputError(
-                f"Results cannot be written to '{out}' ({error.strerror or error}); choose another folder with --out."
+                f"Results cannot be written to '{out}' ({reason}); choose another folder with --out."
             ) from error
         return store
 
@@ -71,20 +74,37 @@ class Store:
         if not manifest.is_file() or not (folder / "scenario.yaml").is_file():
             raise OutputError(f"'{folder}' is not the folder of a run: it has no manifest.json and scenario.yaml.")
         try:
-            return cls(folder, json.loads(manifest.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise OutputError(f"The manifest of the run in '{folder}' cannot be read ({error}).") from error
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+            if missing := [key for key in ("git", "stages", "status") if key not in content]:
+                raise ValueError(f"it has no '{missing[0]}'")
+            return cls(folder, content)
+        except (OSError, ValueError, TypeError) as error:
+            raise OutputError(
+                f"The manifest of the run in '{folder}' cannot be read ({error}); start a new run."
+            ) from error
 
     @property
     def run_id(self) -> str:
         return self.folder.name
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For the block, no other process may run in this folder.
+
+        Raises:
+            OutputError: another one does.
+        """
+        with (self.folder / "run.log").open("ab") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(f"The run in '{self.folder}' is still going on; wait for its end.") from None
+            yield
+
     def write_manifest(self, **changes: Any) -> None:
         """Change entries of the manifest and write it."""
         self.manifest |= changes
-        partial = self.folder / ".manifest.partial"
-        partial.write_text(json.dumps(self.manifest, indent=2), encoding="utf-8")
-        os.replace(partial, self.folder / "manifest.json")
+        replace_file(self.folder / "manifest.json", json.dumps(self.manifest, indent=2).encode())
 
     def stage(self, kind: str, key: str, label: str) -> Path:
         """The folder of a stage; its name ends with the hash of what decides its result."""
@@ -98,10 +118,7 @@ class Store:
             OutputError: other code has begun it.
         """
         if not any(folder.glob("*.json")):
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / ".code.partial"
-            partial.write_text(json.dumps({"hash": code, "git": self.manifest["git"]}), encoding="utf-8")
-            os.replace(partial, folder / CODE)
+            replace_file(folder / CODE, json.dumps({"hash": code, "git": self.manifest["git"]}).encode())
         elif (before := code_of(folder)["hash"]) != code:
             raise OutputError(
                 f"'{self.folder}' was begun with other code ({before}, now {code}): another version of fedsem, of a "
@@ -120,7 +137,11 @@ class Store:
 def code_of(folder: Path) -> dict[str, str | None]:
     """Hash and revision of the code that computed a stage; the hash is None where it was not written down."""
     file = folder / CODE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"hash": None, "git": None}
+    if not file.is_file():
+        return {"hash": None, "git": None}
+    content = read_json(file, dict)
+    with reading(file):
+        return {"hash": content["hash"], "git": content["git"]}
 
 
 def now() -> str:

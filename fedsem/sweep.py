@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -54,9 +55,14 @@ def check_cells(tree: Mapping[str, Any]) -> Scenario:
         ScenarioError: see `load_scenario`.
     """
     checked = check_scenario(tree)
+    seen: dict[str, Cell] = {}
     for cell in cells(checked):
         with cell.named():
-            check_scenario(cell.tree)
+            text = json.dumps(dump_scenario(check_scenario(cell.tree)), sort_keys=True)
+            if text in seen:
+                other = ", ".join(f"{path} = {shown(value)}" for path, value in seen[text].settings.items())
+                raise ScenarioError(f"In the scenario, 'sweep': this is the same as {other}; remove one of them.")
+            seen[text] = cell
     return checked
 
 

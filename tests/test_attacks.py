@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from conftest import SHARED_LINK, changed, double_precision, energy64, fresh_link, head
+from conftest import SHARED_LINK, changed, double_precision, energy64, fresh_link, head, small_plan
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -821,3 +821,9 @@ def test_the_shared_scenario_is_the_one_that_was_trained(trained_link: TrainedLi
     assert trained_link.plan.scenario.name == SHARED_LINK["name"]
     assert not any(parameter.requires_grad for parameter in trained_link.transmitter.parameters())
     assert not trained_link.transmitter.training
+
+
+@pytest.mark.parametrize("keys", [{"norm": "linf"}, {"objective": {"label": 1}}, {"targeted": {"label": 1}}])
+def test_noise_takes_no_aim_that_it_would_ignore(keys: dict[str, Any]) -> None:
+    with pytest.raises(ScenarioError, match=rf"'attacks\.n\.{next(iter(keys))}': noise aims at nothing"):
+        small_plan(attacks={"n": {"kind": "noise", **keys}})

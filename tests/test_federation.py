@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from fedsem import run
-from fedsem.errors import FederationError
+from fedsem.errors import FederationError, FedsemError, OutputError
 from fedsem.federation import history, rounds
 from fedsem.federation.records import decode_replies, decode_tasks, encode_replies, encode_tasks
 from fedsem.federation.state import FederationState, owner
@@ -31,6 +33,7 @@ from fedsem.hooks.aggregate import Updates
 from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.reporting.results import Results
 from fedsem.scenario_file import load_scenario
+from fedsem.store import Store
 from fedsem.training import Reply, train
 from fedsem.training import train_receiver as real_train_receiver
 
@@ -491,6 +494,87 @@ def test_identical_trainings_of_another_run_are_reused(local_results: Results, t
     pd.testing.assert_frame_equal(reused.table.drop(columns=columns), fresh.table.drop(columns=columns))
     changed = run(other, ["train.batch=16"], out=tmp_path, reuse=local_results.folder)
     assert changed.manifest["reused"] == []
+
+
+def test_a_second_run_of_a_process_sees_what_has_changed_on_disk(tmp_path: Path) -> None:
+    """Pictures are kept for later rounds, not for later runs."""
+    found = []
+    generator = np.random.default_rng(0)
+    for _ in range(2):
+        for split in ("train", "test"):
+            for name in ("a", "b"):
+                file = tmp_path / "pictures" / split / name / "0.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+        scenario = small(
+            data={"kind": "image_folder", "path": str(tmp_path / "pictures")},
+            receivers={"all": {"count": 1, "tasks": ["label"], "channel": "down"}},
+            tasks={"label": {"kind": "classification"}},
+            channels={"down": {"kind": "awgn"}},
+            evaluation={},
+            attacks={},
+        )
+        table = run(scenario, out=tmp_path).table
+        found.append(table[table["metric"].eq("train_loss")]["value"].tolist())
+    assert found[0] != found[1]
+
+
+def damage(folder: Path, pattern: str, content: bytes | None) -> Path:
+    (file,) = folder.glob(pattern)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("pattern", "content"),
+    [
+        ("checkpoints/*/state.json", b"{}"),
+        ("checkpoints/*/*.safetensors", b""),
+        ("checkpoints/*/*.safetensors", None),
+        ("checkpoints/*/code.json", b"[]"),
+        ("stages/*/points.json", b"{}"),
+        ("stages/*/tallies.safetensors", b"cut"),
+        ("stages/*/samples.json", b"[{"),
+    ],
+)
+def test_a_damaged_stage_is_one_sentence(
+    local_results: Results, tmp_path: Path, pattern: str, content: bytes | None
+) -> None:
+    folder = tmp_path / "small" / "run"
+    shutil.copytree(local_results.folder, folder)
+    file = damage(folder, pattern, content)
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(OutputError, match="damaged") as caught:
+        run(resume=folder)
+    assert f"remove the folder '{file.parent}'" in str(caught.value)
+    assert (folder / "manifest.json").read_bytes() == before
+    with pytest.raises(OutputError, match="damaged"):
+        run(small(), out=tmp_path / "new", reuse=folder)
+    assert not list((tmp_path / "new").glob("*/*"))
+    if file.name == "tallies.safetensors":
+        shutil.rmtree(file.parent)
+        pd.testing.assert_frame_equal(comparable(run(resume=folder)), comparable(local_results), check_exact=True)
+
+
+def test_two_processes_do_not_run_in_one_folder(local_results: Results, tmp_path: Path) -> None:
+    folder = tmp_path / "small" / "run"
+    shutil.copytree(local_results.folder, folder)
+    with Store.open(folder).locked(), pytest.raises(OutputError, match="is still going on; wait for its end"):
+        run(resume=folder)
+    with Store.open(folder).locked():
+        pass
+
+
+def test_what_cannot_be_measured_is_no_number(tmp_path: Path) -> None:
+    """Weights far beyond any use give infinite logits: the table must not hold NaN, nor end in a figure's error."""
+    far = small(federation={"rounds": 1, "server_optimizer": {"lr": 1e30}}, attacks={})
+    far["evaluation"] = {"grids": [{"snr_db": [10]}]}
+    with pytest.raises(FedsemError, match=r"is NaN or infinite: the link diverged|diverged in round"):
+        run(far, out=tmp_path)
+    assert not list(tmp_path.glob("small/*/table.*"))
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedsem.errors import FedsemError, OutputError
+from fedsem.files import replace_file
 from fedsem.reporting import figures, summary, words
-from fedsem.reporting.files import replace_file
 from fedsem.reporting.panels import Curve
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import SAMPLE_COLUMNS, read_samples, write_samples
@@ -36,6 +36,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "pgd": {"norm": "l2", "sites": "input", "targeted": False, "strength": 6.0},
 }
 CLASSES = 10
+SEEDS = [0, 2**53 + 1, 1795320000123456789, 2**63 - 1, None]
 
 
 def sigmoid(x: float) -> float:
@@ -373,6 +374,12 @@ def test_table_round_trip_is_exact_and_equal_tables_are_equal_bytes(tmp_path: Pa
     printed = pd.read_csv(tmp_path / "a" / "table.csv")
     assert list(printed.columns) == list(COLUMNS)
     np.testing.assert_array_equal(printed["value"], made_up["value"].to_numpy(dtype=float))
+
+
+def test_seeds_that_no_float_can_hold_survive(tmp_path: Path) -> None:
+    rows = [{"stage": "evaluate", "seed": seed, "metric": "accuracy", "value": 0.5, "n": 9} for seed in SEEDS]
+    write(frame(rows), tmp_path)
+    assert read(tmp_path)["seed"].dropna().tolist() == [seed for seed in SEEDS if seed is not None]
 
 
 def test_table_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_base_is_valid() -> None:
         (
             "name",
             "a/../b",
-            "'name': names begin with a letter and hold letters, digits, '_' and '-' only, not 'a/../b'.",
+            "'name': names begin with a letter and hold at most 100 letters, digits, '_' and '-', not 'a/../b'.",
         ),
         ("channels.my chan", "awgn", "'channels.my chan': names begin with a letter"),
         ("receivers.a.count", 0, "'receivers.a.count': should be at least 1, not 0."),
@@ -175,6 +175,7 @@ def test_the_base_is_valid() -> None:
         ("receivers.b.channel", {"label": "down"}, "'receivers.b.channel': names no channel for the task 'target'."),
         ("receivers.a.channel", {"label": "down", "x": "down"}, "'receivers.a.channel': unknown task 'x'."),
         ("tasks.extra", "classification", "'tasks.extra': no receiver has this task"),
+        ("name", "x" * 101, "'name': names begin with a letter and hold at most 100 letters"),
         ("evaluation.grids.0.attacks", ["fgms"], "unknown attack 'fgms'. Did you mean 'fgsm'?"),
         ("use.attacks", ["pgd"], "'use.attacks': unknown attack 'pgd'."),
         ("use.defenses", ["x"], "'use.defenses': unknown defense 'x'."),
@@ -183,7 +184,7 @@ def test_the_base_is_valid() -> None:
         ("data", "digitz", "'data': unknown dataset 'digitz'. Did you mean 'digits'?"),
         ("data.partition", "dirichlt", "'data.partition': unknown partition 'dirichlt'. Did you mean 'dirichlet'?"),
         ("data.partition", "dirichlet", "'data.partition.alpha': this key is required."),
-        ("link.encoder.channel_uses", 65_537, "'link.encoder.channel_uses': should be at most 65536, not 65537."),
+        ("link.encoder.channel_uses", 8_193, "'link.encoder.channel_uses': should be at most 8192, not 8193."),
         ("link.encoder", "CNN", "'link.encoder': unknown encoder 'CNN'. Did you mean 'cnn'?"),
         ("channels.down", "rayliegh", "'channels.down': unknown channel 'rayliegh'. Did you mean 'rayleigh'?"),
         ("tasks.label.kind", "clasification", "'tasks.label': unknown task 'clasification'. Did you mean 'classi"),
@@ -205,6 +206,8 @@ def test_the_base_is_valid() -> None:
         ("sweep", {"link.encoder.channel_uses": [8, 8]}, "'sweep.link.encoder.channel_uses': lists 8 twice."),
         ("sweep", {"seeds": [[1]]}, "'sweep.seeds': this key cannot be swept."),
         ("sweep", {"compute.engine": ["local", "ray"]}, "'sweep.compute.engine': one engine runs the whole sweep"),
+        ("sweep", {"train.snr_db": [3, 5], "train": [{}]}, "'sweep.train': would undo 'sweep.train.snr_db'; write it"),
+        ("sweep", {"channels.down": ["awgn", {"kind": "awgn"}]}, "'sweep': this is the same as channels.down = 'awgn'"),
         ("sweep", {"link.encodr.x": [8]}, "With sweep.link.encodr.x = 8: In the scenario, 'link.encodr': unknown key."),
         ("sweep", {"train.snr_db": [3, NAN]}, "'sweep.train.snr_db.1': should be a finite number, not .nan."),
         ("sweep", {"train.snr_db": [3, "x"]}, "With sweep.train.snr_db = 'x': In the scenario, 'train.snr_db': should"),
@@ -378,6 +381,20 @@ def test_settings() -> None:
     assert (last.link.encoder.channel_uses, last.link.symbols, last.sweep) == (20, "complex", {})
     assert len(cells(load_scenario(checked, ["sweep={}"]))) == 1
     assert BASE["evaluation"]["grids"][0]["snr_db"] == [10]
+
+
+def test_a_channel_that_no_receiver_uses_is_not_swept() -> None:
+    spare = base(channels={**BASE["channels"], "spare": "awgn"}, sweep={"channels.spare": ["rayleigh"]})
+    assert "'sweep.channels.spare': no receiver uses the channel 'spare'" in refusal(spare)
+
+
+def test_a_part_of_what_is_swept_is_set_after_it() -> None:
+    """In this order both act; the other one is refused."""
+    fading = {"channels.down": [{"kind": "rayleigh"}, {"kind": "rician"}], "channels.down.fading": ["block", "fast"]}
+    kinds = [check_scenario(cell.tree).channels["down"] for cell in cells(load_scenario(base(sweep=fading)))]
+    assert [(one.kind, one.fading) for one in kinds] == [
+        ("rayleigh", "block"), ("rayleigh", "fast"), ("rician", "block"), ("rician", "fast")
+    ]  # fmt: skip
 
 
 def test_a_setting_does_not_run_through_a_sweep_that_is_none() -> None:

@@ -255,6 +255,13 @@ def test_what_cannot_work_is_refused_in_one_sentence(few: TrainedLink, keys: dic
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("options", [{"loss": "foo"}, {"resize_rate": 50.0, "diversity_prob": 1.0}])
+def test_what_the_library_finds_out_when_it_runs_is_one_sentence(few: TrainedLink, options: dict[str, Any]) -> None:
+    name = "Square" if "loss" in options else "DIFGSM"
+    with pytest.raises(ScenarioError, match=f"{name} of torchattacks cannot work with the options"):
+        perturb(few, attack(name, options=options), -10.0)
+
+
 def test_only_one_site_can_be_named() -> None:
     with pytest.raises(ValueError, match="at most 1"):
         attack("PGD", sites=["input", "air"])

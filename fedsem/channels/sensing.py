@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from fedsem.channels.channel import (
@@ -44,7 +44,7 @@ class Sensing(Channel):
     fading: Literal["rayleigh", "none"] = "rayleigh"
     known_snr: bool = True
     known_waveform: bool = False
-    range_bins: PositiveInt = 1
+    range_bins: Annotated[int, Field(ge=1, le=4096)] = 1
     path_loss: NonNegativeFloat = 0.0
     direct_path_db: float | None = Field(default=None, ge=-100, le=100)
 

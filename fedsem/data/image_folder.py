@@ -33,7 +33,7 @@ class ImageFolder(DatasetOptions):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="used where there is no folder 'test'"
     )
-    image_size: PositiveInt = Field(default=32, description="height and width in pixels")
+    image_size: PositiveInt = Field(default=32, le=1024, description="height and width in pixels")
 
     def _read(self) -> tuple[Split, Split, tuple[str, ...]]:
         root = Path(self.path).expanduser()

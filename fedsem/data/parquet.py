@@ -39,7 +39,7 @@ class Parquet(DatasetOptions):
         default=None, description="default: 'image', 'img', or the only column of pictures"
     )
     label_column: str = "label"
-    image_size: PositiveInt = Field(default=32, description="height and width in pixels")
+    image_size: PositiveInt = Field(default=32, le=1024, description="height and width in pixels")
 
     def _read(self) -> tuple[Split, Split, tuple[str, ...]]:
         train_file = existing_file(self.train, "data.train")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
+
+from fedsem.files import read_json, reading, replace_file
 
 
 @dataclass
@@ -44,7 +45,11 @@ class Point:
 
 
 def save_points(points: list[Point], folder: Path) -> None:
-    """Write points as `points.json` and `tallies.safetensors`, each under another name and then renamed."""
+    """Write points as `points.json` and `tallies.safetensors`, the former last.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     arrays: dict[str, np.ndarray] = {}
     index: list[dict[str, Any]] = []
     for i, point in enumerate(points):
@@ -59,22 +64,26 @@ def save_points(points: list[Point], folder: Path) -> None:
                 "noise": point.noise,
             }
         )
-    partial = folder / ".tallies.partial"
-    save_file(arrays, partial)
-    os.replace(partial, folder / "tallies.safetensors")
-    partial = folder / ".points.partial"
-    partial.write_text(json.dumps(index), encoding="utf-8")
-    os.replace(partial, folder / "points.json")
+    replace_file(folder / "tallies.safetensors", save(arrays))
+    replace_file(folder / "points.json", json.dumps(index).encode())
 
 
 def load_points(folder: Path) -> list[Point]:
-    """The inverse of `save_points`."""
-    arrays = load_file(folder / "tallies.safetensors")
+    """The inverse of `save_points`.
+
+    Raises:
+        OutputError: the files are damaged.
+    """
+    tallies, index = folder / "tallies.safetensors", folder / "points.json"
+    with reading(tallies):
+        arrays = load_file(tallies)
     points = []
-    for i, entry in enumerate(json.loads((folder / "points.json").read_text(encoding="utf-8"))):
-        metrics = {
-            metric: Tally(arrays[f"{i}/{metric}/numerator"], arrays[f"{i}/{metric}/denominator"], receptions)
-            for metric, receptions in entry["metrics"].items()
-        }
-        points.append(Point(entry["columns"], metrics, entry["clean"], entry["noise"]))
+    entries = read_json(index, list)
+    with reading(index):
+        for i, entry in enumerate(entries):
+            metrics = {
+                metric: Tally(arrays[f"{i}/{metric}/numerator"], arrays[f"{i}/{metric}/denominator"], receptions)
+                for metric, receptions in entry["metrics"].items()
+            }
+            points.append(Point(entry["columns"], metrics, entry["clean"], entry["noise"]))
     return points

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsem.errors import FedsemError
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.statistics import Bootstrap, Measured
 from fedsem.units import from_db, to_db
@@ -55,6 +56,14 @@ def _point_rows(
         measured = _measured(here, metric)
         if not measured.denominator.any():  # nothing was counted, such as misses where no target was drawn
             continue
+        if not np.isfinite(measured.value):
+            where = ", ".join(
+                f"{key} {columns[key]}" for key in ("task", "attack", "snr_db", "psr_db") if key in columns
+            )
+            raise FedsemError(
+                f"The metric '{metric}' ({where}) is NaN or infinite: the link diverged in training, or an objective's "
+                "weight is too large; lower train.optimizer.lr, federation.server_optimizer.lr or that weight."
+            )
         images = measured.numerator.shape[1]
         if here[0].metrics[metric].receptions == 0:  # theory: a value without chance
             yield {**columns, "metric": metric, "value": measured.value, "ci_low": measured.value,

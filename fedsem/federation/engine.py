@@ -12,6 +12,7 @@ import torch
 from fedsem.federation.child import SimulationProcess, actors
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState
+from fedsem.files import read_json, reading
 from fedsem.scenario import Compute
 
 Progress = Callable[[int, int], None]
@@ -79,7 +80,11 @@ def finished(job: Job) -> bool:
     """Whether the last round of a training is on disk."""
     index = job.folder / "state.json"
     rounds = json.loads(job.text)["federation"]["rounds"]
-    return index.is_file() and json.loads(index.read_text(encoding="utf-8"))["round"] >= rounds
+    if not index.is_file():
+        return False
+    content = read_json(index, dict)
+    with reading(index):
+        return bool(content["round"] >= rounds)
 
 
 @contextmanager

@@ -7,12 +7,12 @@ names its safetensors file: whatever moment a run is killed at, the pair that is
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from fedsem.files import read_json, reading, replace_file
 from fedsem.plan import Branch, Plan, Receiver
 from fedsem.training import Parameters, initial_parameters
 
@@ -74,39 +74,44 @@ class FederationState:
         return cls(0, shared, owners)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint; the one before it is removed when this one is complete."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write a checkpoint; the one before it is removed when this one is complete.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
         tensors = {f"shared/{name}": value for name, value in self.shared.items()}
         for who, parameters in self.decoders.items():
             tensors |= {f"decoder/{who}/{name}": value for name, value in parameters.items()}
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.items()}
         target = folder / f"state-{self.round:05d}.safetensors"
-        partial = folder / f".{target.name}.partial"
-        save_file(tensors, partial)
-        os.replace(partial, target)
-        text = json.dumps(
-            {"round": self.round, "tensors": target.name, "history": [asdict(record) for record in self.history]}
-        )
-        partial = folder / ".state.json.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / "state.json")
+        replace_file(target, save(tensors))
+        index = {"round": self.round, "tensors": target.name, "history": [asdict(record) for record in self.history]}
+        replace_file(folder / "state.json", json.dumps(index).encode())
         for old in folder.glob("state-*.safetensors"):
             if old.name != target.name:
                 old.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path) -> FederationState | None:
-        """The last complete checkpoint in a folder, or None."""
+        """The last complete checkpoint in a folder, or None.
+
+        Raises:
+            OutputError: it is damaged.
+        """
         index = folder / "state.json"
         if not index.is_file():
             return None
-        content = json.loads(index.read_text(encoding="utf-8"))
-        state = cls(content["round"], {}, {})
-        for record in content["history"]:
-            for key in ("failed", "rejected"):
-                record[key] = {int(receiver): why for receiver, why in record[key].items()}
-            state.history.append(RoundRecord(**record))
-        for path, value in load_file(folder / content["tensors"]).items():
+        content = read_json(index, dict)
+        with reading(index):
+            state = cls(content["round"], {}, {})
+            for record in content["history"]:
+                for key in ("failed", "rejected"):
+                    record[key] = {int(receiver): why for receiver, why in record[key].items()}
+                state.history.append(RoundRecord(**record))
+            tensors = folder / content["tensors"]
+        with reading(tensors):
+            loaded = load_file(tensors)
+        for path, value in loaded.items():
             scope, _, name = path.partition("/")
             if scope == "shared":
                 state.shared[name] = value

@@ -30,10 +30,10 @@ class Encoder(Options):
     """A network from raw images in [0, 1] to nc real numbers; standardisation is its own first step.
 
     Attributes:
-        channel_uses: nc, real numbers sent for each image; at most 65,536, far beyond any image's own size.
+        channel_uses: nc, real numbers sent for each image; at most 8,192, beyond the 3,072 of an image itself.
     """
 
-    channel_uses: Annotated[int, Field(ge=1, le=65_536)] = 20
+    channel_uses: Annotated[int, Field(ge=1, le=8_192)] = 20
 
     @abstractmethod
     def build(self, images: ImageFormat) -> nn.Module:

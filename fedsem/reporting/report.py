@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsem.files import replace_file
 from fedsem.reporting import words
 from fedsem.reporting.figures import FIGURES, available, draw
-from fedsem.reporting.files import replace_file
 from fedsem.reporting.page import (
     brief,
     code,

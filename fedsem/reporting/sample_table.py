@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fedsem.errors import FedsemError, OutputError, closest
-from fedsem.reporting.files import replace_file
+from fedsem.files import replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fedsem.errors import FedsemError, OutputError, closest
-from fedsem.reporting.files import replace_file
+from fedsem.files import replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,8 +148,10 @@ def read(folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise OutputError(f"'{folder}' has no table yet; finish the run with 'fedsem run --resume {folder}'.")
     try:
-        table = pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowException) as error:
+        # By default whole numbers of a column with gaps come as floats, which seeds beyond 2^53 do not survive.
+        table = pq.read_table(path).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        table = table.astype({name: dtype for name, dtype in COLUMNS.items() if name in table})
+    except (OSError, TypeError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise OutputError(f"The table '{path}' cannot be read ({reason}); run the scenario again.") from error
     for unknown in (column for column in table.columns if column not in COLUMNS):
