@@ -158,7 +158,12 @@ def test_a_run_folder_that_is_damaged() -> None:
     Path("run/manifest.json").write_text("{")
     Path("run/scenario.yaml").write_text("{")
     assert "The manifest of the run in 'run' cannot be read (" in refusal("run", "--resume", "run")
-    Path("run/manifest.json").write_text("{}")
+    for content, lacks in (("{}", "git"), ("[]", "git"), ('{"git": null, "stages": []}', "status")):
+        Path("run/manifest.json").write_text(content)
+        assert f"The manifest of the run in 'run' cannot be read (it has no '{lacks}')" in refusal(
+            "run", "--resume", "run"
+        )
+    Path("run/manifest.json").write_text('{"git": null, "stages": [], "status": "failed"}')
     assert "The scenario file 'run/scenario.yaml', line 1, column 2 is not valid YAML" in refusal(
         "run", "--resume", "run"
     )
