@@ -254,8 +254,8 @@ def _sentences(if_interrupted: str = "") -> Iterator[None]:
         if isinstance(error, FedsemError):
             _fail(str(error), 1)
         if isinstance(error, OSError) and error.strerror:
-            where = f" '{error.filename}'" if error.filename else ""
-            _fail(f"{FedsemError(f'{error.strerror}:{where}')}.", 1)
+            where = f": '{error.filename}'" if error.filename else ""
+            _fail(f"{FedsemError(f'{error.strerror}{where}')}.", 1)
         # FedsemError makes one line of whatever a library says.
         sentence = FedsemError(f"Something went wrong inside fedsem ({type(error).__name__}: {error})")
         _fail(f"{sentence}; set FEDSEM_DEBUG=1 to see where, and please report it.", 1)

@@ -85,7 +85,8 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
     """
     units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
     own = {folder for unit in units for folder in (unit.job.folder, unit.evaluation)}
-    if any(found not in own for kind in ("checkpoints", "stages") for found in store.folder.glob(f"{kind}/[!.]*")):
+    found = [stage for kind in ("checkpoints", "stages") for stage in store.folder.glob(f"{kind}/[!.]*")]
+    if not own.issuperset(found) or store.manifest.get("scenario", scenario.name) != scenario.name:
         raise OutputError(
             f"'{store.folder}' was begun with other pictures, on another device, or its scenario.yaml was changed; "
             "start a new run."
@@ -128,7 +129,7 @@ def run_stages(
         progress: told how far the run is.
         child: a child process that has started Ray already.
     """
-    store.write_manifest(status="running", finished=None)
+    store.write_manifest(status="running", finished=None, seeds=list(scenario.seeds))
     if child is not None:
         # This process only waits while Ray starts and trains: time enough to import what draws the report.
         threading.Thread(target=import_module, args=("fedsem.reporting.report",), daemon=True).start()
