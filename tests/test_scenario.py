@@ -531,7 +531,7 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
         "compute": st.fixed_dictionaries({}, optional={"engine": st.sampled_from(["ray", "local"])}),
         "federation": st.sampled_from(["none", "flower", {"rounds": 3, "fraction": 0.5}, {"aggregator": "fedprox"}]),
         "train": st.fixed_dictionaries(
-            {}, optional={"snr_db": levels, "sensing_snr_db": levels | st.none(), "batch": st.integers(1, 10**9)}
+            {}, optional={"snr_db": levels, "sensing_snr_db": levels | st.none(), "batch": st.integers(1, 10**6)}
         ),
         "use": st.just({"attacks": list(own)}),
         "sweep": st.sampled_from([{}, {"link.encoder.channel_uses": [2, 4], "link.symbols": ["real", "complex"]}]),
