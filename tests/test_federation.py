@@ -569,10 +569,12 @@ def test_two_processes_do_not_run_in_one_folder(local_results: Results, tmp_path
 
 
 def test_what_cannot_be_measured_is_no_number(tmp_path: Path) -> None:
-    """Weights far beyond any use give infinite logits: the table must not hold NaN, nor end in a figure's error."""
+    """Weights far beyond any use give infinite logits, whose largest entry must not count as a decision."""
     far = small(federation={"rounds": 1, "server_optimizer": {"lr": 1e30}}, attacks={})
     far["evaluation"] = {"grids": [{"snr_db": [10]}]}
-    with pytest.raises(FedsemError, match=r"is NaN or infinite: the link diverged|diverged in round"):
+    far["tasks"] = {"label": {"kind": "classification"}}
+    far["receivers"] = {"all": {"count": 2, "tasks": ["label"], "channel": "down"}}
+    with pytest.raises(FedsemError, match=r"'accuracy' \(task label.*is NaN or infinite: the link diverged"):
         run(far, out=tmp_path)
     assert not list(tmp_path.glob("small/*/table.*"))
 

@@ -519,7 +519,7 @@ def crossed() -> pd.DataFrame:
             continue
         for sensing_snr, factor in ((-10.0, 0.01), (10.0, 0.02)):
             value = {"value": factor * (row["snr_db"] + 1)} if row["attack"] == "pgd" else {}
-            aim = {"objective": '{"label": 1.0, "target": 1.0}'} if row["attack"] == "pgd" else {}
+            aim = {"objective": '{"label": 1.0, "picture": 0.0, "target": 1.0}'} if row["attack"] == "pgd" else {}
             rows.append(row | value | aim | {"sensing_snr_db": sensing_snr})
     return frame(rows)
 

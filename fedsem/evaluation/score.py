@@ -62,11 +62,13 @@ class Scorer:
                 if goal is not None:
                     aim = task.aim(goal, self.link.images, self.link.labels)
                     shares["reached"] = task.reached(output, truth, aim)
+                # NaN has a largest entry too: without this a link that has broken down would score like chance.
+                broken = ~output.isfinite().flatten(2).all(-1)
                 for metric, share in shares.items():
                     tally = into.get(metric)
                     if tally is None:
                         tally = into[metric] = Tally(np.zeros(len(x)), np.zeros(len(x)))
-                    tally.numerator += share.numerator.double().sum(0).cpu().numpy()
+                    tally.numerator += share.numerator.double().masked_fill(broken, torch.nan).sum(0).cpu().numpy()
                     tally.denominator += share.denominator.double().sum(0).cpu().numpy()
                     tally.receptions += draws
         return scores

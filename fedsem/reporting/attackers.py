@@ -72,4 +72,5 @@ def _description(rows: pd.DataFrame) -> tuple[str, str, str, str]:
     or (in a sweep) several."""
     found = [rows[column].dropna().unique() for column in ("norm", "sites", "targeted", "objective")]
     norm, site, goal, objective = (str(values[0]) if len(values) == 1 else "" for values in found)
-    return norm, site, goal, words.listed([words.plain(task) for task in json.loads(objective or "{}")])
+    aims = [words.plain(task) for task, weight in json.loads(objective or "{}").items() if weight]
+    return norm, site, goal, words.listed(aims)
