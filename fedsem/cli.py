@@ -269,7 +269,7 @@ def _bars() -> Iterator[Callable[[str, str, int, int], None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    words = {"federate": "training", "evaluate": "evaluating"}
+    words = {"pretrain": "pretraining", "federate": "training", "evaluate": "evaluating"}
     bars: dict[tuple[str, str], Any] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from fedsem.channels.channel import Channel
-from fedsem.data.dataset import Dataset
+from fedsem.data.dataset import Dataset, Split
 from fedsem.errors import ScenarioError
 from fedsem.link import Transmitter
+from fedsem.models.detector_loss import truth_of
 from fedsem.models.encoder import ImageFormat
+from fedsem.models.pretrained import stand_in
+from fedsem.pretraining import Wanted, wanted
 from fedsem.scenario import Federation, Scenario, Uniform, check_scenario, dump_scenario
 from fedsem.streams import Stream
-from fedsem.tasks.task import DecoderFormat, Task
+from fedsem.tasks.task import DecoderFormat, Examples, Task
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,21 @@ class Receiver:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked scenario (one cell of its sweep) with its data; the same for every seed."""
+    """A checked scenario (one cell of its sweep) with its data; the same for every seed.
+
+    Attributes:
+        scenario: with files for the networks that it wants trained.
+        dataset: its pictures.
+        receivers: all of them.
+        device: where the arithmetic runs.
+        wanted: networks that must be trained before anything else.
+    """
 
     scenario: Scenario
     dataset: Dataset
     receivers: tuple[Receiver, ...]
     device: torch.device
+    wanted: tuple[Wanted, ...] = ()
 
     @cached_property
     def images(self) -> ImageFormat:
@@ -69,10 +81,10 @@ class Plan:
         shape = self.dataset.train.images.shape[1:]
         return ImageFormat((int(shape[0]), int(shape[1]), int(shape[2])), self.dataset.mean, self.dataset.std)
 
-    @property
+    @cached_property
     def channel_uses(self) -> int:
         """nc."""
-        return int(self.scenario.link.encoder.channel_uses)
+        return int(self.scenario.link.encoder.uses(self.images))
 
     @cached_property
     def branches(self) -> tuple[Branch, ...]:
@@ -93,6 +105,9 @@ class Plan:
             image_shape=self.images.shape,
             classes=len(self.dataset.classes),
             range_bins=getattr(channel, "range_bins", 1),
+            paints=self.scenario.link.encoder.paints and not channel.is_sensing,
+            categories=self.dataset.categories,
+            keypoints=0 if (objects := self.dataset.train.objects) is None else objects.keypoints.shape[1],
         )
 
     def new_transmitter(self) -> Transmitter:
@@ -119,24 +134,48 @@ class Plan:
         return self.scenario.data.partition.split(self.dataset.train.labels, len(self.receivers), key)
 
     @cached_property
-    def train_images(self) -> Tensor:
-        """Training images on the plan's device, uint8 (N, C, H, W)."""
-        return torch.from_numpy(np.array(self.dataset.train.images)).to(self.device)
+    def train_examples(self) -> Examples:
+        """Training images on the plan's device, uint8 (N, C, H, W), with all that is known of them."""
+        return examples_of(self.dataset.train, self.device)
 
     def some_train_images(self, count: int) -> Tensor:
         """At most `count` training images in [0, 1], evenly spaced: a data set may be sorted by class."""
         total = len(self.dataset.train)
         count = min(count, total)
-        return self.train_images[torch.arange(count, device=self.device) * total // count].float() / 255
+        return self.train_examples.images[torch.arange(count, device=self.device) * total // count].float() / 255
 
-    @cached_property
-    def train_labels(self) -> Tensor:
-        return torch.from_numpy(np.array(self.dataset.train.labels)).to(self.device)
+    def trained_branches(self, receiver: Receiver) -> tuple[Branch, ...]:
+        """Those of a receiver's branches that it learns from; tasks of weight 0 are only scored."""
+        return tuple(branch for branch in receiver.branches if self.task(branch).weight)
+
+
+def examples_of(split: Split, device: torch.device) -> Examples:
+    """A split as tensors; images stay uint8."""
+    objects = split.objects
+    if objects is None:
+        return Examples(_tensor(split.images, device), _tensor(split.labels, device))
+    keypoints = np.zeros((len(split), max(1, objects.most), *objects.keypoints.shape[1:]), np.float32)
+    for i in range(len(split)):
+        here = objects.keypoints[objects.first[i] : objects.first[i + 1]]
+        keypoints[i, : len(here)] = here
+    return Examples(
+        _tensor(split.images, device),
+        _tensor(split.labels, device),
+        truth_of(objects).to(device),
+        _tensor(keypoints, device),
+        _tensor(objects.segmentation, device),
+    )
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(device)
 
 
 def make_plan(scenario: Scenario) -> Plan:
     """The plan of a scenario that `resolve` has already checked."""
-    return Plan(scenario, scenario.data.load(), _receivers(scenario), _device(scenario.compute.device))
+    dataset = scenario.data.load()
+    named, networks = wanted(scenario, dataset)
+    return Plan(named, dataset, _receivers(named), _device(named.compute.device), tuple(networks))
 
 
 def resolve(scenario: Scenario) -> Plan:
@@ -150,7 +189,27 @@ def resolve(scenario: Scenario) -> Plan:
     _check_use(scenario)
     _check_federation(scenario)
     plan = make_plan(scenario)
+    missing = [one for one in plan.wanted if not one.path.is_file()]
+    for one in missing:
+        stand_in(str(one.path), one.untrained(plan.dataset))
+    try:
+        _check_networks(plan)
+    finally:
+        for one in missing:
+            stand_in(str(one.path), None)
+    return plan
+
+
+def _check_networks(plan: Plan) -> None:
+    """The checks that need the encoder and the decoders, or what stands in for those that are to be trained."""
+    scenario = plan.scenario
+    if scenario.link.symbols == "complex" and plan.channel_uses % 2:
+        raise ScenarioError(
+            f"In the scenario, 'link.encoder.channel_uses': complex symbols carry two numbers each, so "
+            f"{plan.channel_uses} must be even; change it, or use symbols: real."
+        )
     plan.new_transmitter()
+    _check_tasks(plan)
     _check_groups(plan)
     if scenario.federation.kind == "flower":
         for seed in scenario.seeds:
@@ -164,7 +223,6 @@ def resolve(scenario: Scenario) -> Plan:
             )
     for name, attack in scenario.attacks.items():
         attack.check(f"attacks.{name}", plan)
-    return plan
 
 
 @lru_cache(maxsize=4)
@@ -192,12 +250,6 @@ def _receivers(scenario: Scenario) -> tuple[Receiver, ...]:
 
 
 def _check_channels(scenario: Scenario) -> None:
-    nc, symbols = int(scenario.link.encoder.channel_uses), scenario.link.symbols
-    if symbols == "complex" and nc % 2:
-        raise ScenarioError(
-            f"In the scenario, 'link.encoder.channel_uses': complex symbols carry two numbers each, so {nc} must be "
-            "even; change it, or use symbols: real."
-        )
     for name, group in scenario.receivers.items():
         for task in group.tasks:
             channel_name = str(group.channel_of(task))
@@ -208,6 +260,40 @@ def _check_channels(scenario: Scenario) -> None:
                     f"In the scenario, 'receivers.{name}': the task '{task}' needs {need} channel, but "
                     f"'{channel_name}' is {have} channel; name a channel for each task in 'channel'."
                 )
+
+
+def _check_tasks(plan: Plan) -> None:
+    """Every task has what it needs, and something is trained."""
+    scenario = plan.scenario
+    objects = plan.dataset.train.objects
+    for branch in plan.branches:
+        task, where = plan.task(branch), f"In the scenario, 'tasks.{branch.task}'"
+        if task.needs is not None:
+            if not scenario.link.encoder.paints:
+                raise ScenarioError(
+                    f"{where}: '{task.kind}' decodes a painted picture, which link.encoder "
+                    f"'{scenario.link.encoder.kind}' does not give; use the encoder 'mae'."
+                )
+            lacking = objects is None or (task.needs == "keypoints" and not objects.keypoints.shape[1])
+            if task.needs != "picture" and lacking:
+                raise ScenarioError(
+                    f"{where}: '{task.kind}' needs annotated {task.needs}, which the data set "
+                    f"'{plan.dataset.name}' does not have; use 'digit_scenes', or 'coco' with the right annotations."
+                )
+            if scenario.train.augment:
+                raise ScenarioError(
+                    f"In the scenario, 'train.augment': boxes and masks of '{branch.task}' would not move with the "
+                    "pictures; remove it."
+                )
+        trainable = any(True for _ in plan.new_decoder(branch).parameters())
+        if not task.weight and trainable:
+            raise ScenarioError(f"{where}: with weight 0 its decoder would stay as it was initialised; raise it.")
+    for receiver in {receiver.group: receiver for receiver in plan.receivers}.values():
+        if not plan.trained_branches(receiver):
+            raise ScenarioError(
+                f"In the scenario, 'receivers.{receiver.group}.tasks': all of them have weight 0, so that these "
+                "receivers train nothing; add a task or raise a weight."
+            )
 
 
 def _check_groups(plan: Plan) -> None:

@@ -224,18 +224,25 @@ class Grid(Strict):
         snr_db: signal-to-noise ratios, before fading.
         sensing_snr_db: those of sensing tasks; default: snr_db.
         psr_db: perturbation-to-signal ratios of the attacks.
+        mask_ratio: shares of the patches that are not sent, for an encoder that sends patches; default: its own.
+        selection: what chooses the patches: score, random, uniform, variance, oracle, or `original`, where receivers
+            see the images themselves; default: as the encoder says.
     """
 
     attacks: list[Name] = Field(["none"], min_length=1)
     snr_db: list[Decibel] = Field(min_length=1)
     sensing_snr_db: list[Decibel] | None = Field(None, min_length=1)
     psr_db: list[Decibel] | None = Field(None, min_length=1)
+    mask_ratio: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(None, min_length=1)
+    selection: list[Literal["score", "random", "uniform", "variance", "oracle", "original"]] | None = Field(
+        None, min_length=1
+    )
 
     @model_validator(mode="after")
     def _budget(self) -> Grid:
         if any(name != "none" for name in self.attacks) and self.psr_db is None:
             raise ValueError("attacks need 'psr_db', the list of perturbation-to-signal ratios in dB")
-        for key in ("attacks", "snr_db", "sensing_snr_db", "psr_db"):
+        for key in ("attacks", "snr_db", "sensing_snr_db", "psr_db", "mask_ratio", "selection"):
             if (twice := _twice(getattr(self, key) or [])) is not None:
                 raise ValueError(f"'{key}' lists {shown(twice)} twice")
         return self

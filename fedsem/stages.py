@@ -28,6 +28,7 @@ from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.files import read_json, replace_file
 from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.pretraining import weights_of
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.reporting import table
 from fedsem.reporting.results import Results
@@ -139,6 +140,8 @@ def run_stages(
     def trained(number: int, done: int) -> None:
         progress("federate", distinct[number].label, done, distinct[number].plan.scenario.federation.rounds)
 
+    with store.timed("pretrain", "", None):
+        _pretrain(plans, store, progress)
     with ExitStack() as engine:
         with store.timed("federate", "", None):
             jobs = [unit.job for unit in distinct]
@@ -157,6 +160,24 @@ def run_stages(
             Results(store.folder).report()
 
 
+def _pretrain(plans: Sequence[tuple[str, Plan]], store: Store, progress: Progress) -> None:
+    """Train the networks that the cells want and that no run has trained before; keep copies in the run's folder."""
+    for _, plan in plans:
+        for one in plan.wanted:
+            if not one.path.is_file():
+                label = one.kind
+                with single_thread():
+                    one.train(
+                        plan.scenario.data,
+                        plan.dataset,
+                        plan.device,
+                        lambda done, total, label=label: progress("pretrain", label, done, total),  # type: ignore[misc]
+                    )
+            kept = store.folder / "pretrained" / one.path.name
+            if not kept.exists():
+                replace_file(kept, one.path.read_bytes())
+
+
 def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     text = scenario_text(plan.scenario)
     content = json.loads(text)
@@ -167,7 +188,10 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     compute = {key: content["compute"][key] for key in ("precision", "execution")} | {"device": str(plan.device)}
     active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
     data = plan.dataset
-    key = json.dumps([training, compute, active, seed, data.train.fingerprint], sort_keys=True)
+    decisive = [training, compute, active, seed, data.train.fingerprint]
+    if weights := weights_of(plan.scenario):
+        decisive.append(weights)
+    key = json.dumps(decisive, sort_keys=True)
     job = Job(text, seed, store.stage("checkpoints", key, f"seed{seed}"))
     both = json.dumps([key, content["attacks"], content["evaluation"], data.test.fingerprint], sort_keys=True)
     return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))

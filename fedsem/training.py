@@ -9,7 +9,7 @@ import logging
 import math
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -147,19 +147,26 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                 done = ((task.round - 1) * config.epochs + epoch) * steps + step
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config.optimizer, done / passes)
-                images = _augmented(plan.train_images[chosen].float() / 255, config.augment, augment)
-                labels = plan.train_labels[chosen]
-                x = transmitter(images)
+                batch = plan.train_examples.at(chosen)
+                batch = replace(batch, images=_augmented(batch.images.float() / 255, config.augment, augment))
+                sent = transmitter.send(batch.images, gates=True)
+                heard = transmitter.hear(sent.x.unsqueeze(0), sent) if transmitter.digital else None
                 loss = torch.zeros((), device=device)
                 for branch, weight in task.branches.items():
-                    channel = plan.channel(branch)
+                    channel, objective = plan.channel(branch), plan.task(branch)
                     shape = (config.draws, len(chosen))
-                    realisation = channel.draw(shape, plan.channel_uses, plan.scenario.link.symbols, air[branch])
-                    snr_db = _training_snr(plan.train_snr(branch), shape, snr)
-                    received = channel.apply(x, realisation, snr_db, plan.scenario.link.symbols)
-                    objective = plan.task(branch)
-                    truth = objective.truth(images, labels, realisation)
-                    losses = objective.loss(decoders[branch](received), truth)
+                    # A digital transmission arrives as it is: its errors are outages, from which nothing is learnt.
+                    uses = plan.channel_uses if heard is None else 0
+                    realisation = channel.draw(shape, uses, plan.scenario.link.symbols, air[branch])
+                    if heard is None:
+                        snr_db = _training_snr(plan.train_snr(branch), shape, snr)
+                        received = channel.apply(sent.x, realisation, snr_db, plan.scenario.link.symbols)
+                        received = received if channel.is_sensing else transmitter.hear(received, sent)
+                    else:
+                        received = heard
+                    truth = objective.truth(batch, realisation)
+                    with transmitter.autocast(received, painted=plan.decoder_format(branch).paints):
+                        losses = objective.objective(decoders[branch], received, truth).float()
                     loss = loss + weight / total_weight * losses.mean()
                     sums[branch] += losses.detach().mean() * len(chosen)
                 if anchor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsem.evaluation.average_precision import Ranking
+from fedsem.evaluation.point import Tally
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.federation.engine import federated
 from fedsem.federation.job import Job
@@ -125,7 +127,12 @@ def changed(link: TrainedLink, **keys: Any) -> TrainedLink:
 
 def head(link: TrainedLink, images: int) -> TrainedLink:
     """The same link with the first test images only."""
-    return replace(link, images=link.images[:images], labels=link.labels[:images])
+    return replace(link, examples=link.examples.at(slice(0, images)))
+
+
+def with_images(link: TrainedLink, images: Tensor) -> TrainedLink:
+    """The same link with other test images of the same labels."""
+    return replace(link, examples=replace(link.examples, images=images))
 
 
 class DoubleTransmitter(Transmitter):
@@ -142,7 +149,7 @@ def double_precision(link: TrainedLink) -> TrainedLink:
     transmitter = DoubleTransmitter(copy.deepcopy(old.encoder).double(), old.symbols, old.power, old.precision).eval()
     transmitter.gain = old.gain
     listeners = tuple(replace(one, decoder=copy.deepcopy(one.decoder).double()) for one in link.listeners)
-    return replace(link, transmitter=transmitter, listeners=listeners, images=link.images.double())
+    return with_images(replace(link, transmitter=transmitter, listeners=listeners), link.images.double())
 
 
 @dataclass
@@ -179,6 +186,13 @@ class ToyProblem:
 
     def batches(self) -> Sequence[slice]:
         return [slice(0, len(self.labels))]
+
+
+def tally(metrics: Mapping[str, Tally | Ranking], name: str) -> Tally:
+    """A metric that is a ratio of sums."""
+    found = metrics[name]
+    assert isinstance(found, Tally)
+    return found
 
 
 def site(clean: Tensor, bounded: bool = True) -> SiteState:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from conftest import SHARED_LINK, changed, double_precision, energy64, fresh_link, head, small_plan
+from conftest import SHARED_LINK, changed, double_precision, energy64, fresh_link, head, small_plan, tally
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -375,7 +375,8 @@ def score(
     link: TrainedLink, air: Air, task: str, delta: Perturbation, made: Evasion | None = None, snr_db: float = SNR_DB
 ) -> dict[str, Tally]:
     listeners = [one for one in link.listeners if one.branch.task == task]
-    return next(iter(Scorer(link, air).score(listeners, snr_db, delta, made).values()))
+    scored = next(iter(Scorer(link, air).score(listeners, snr_db, delta, made).values()))
+    return {name: tally(scored, name) for name in scored}
 
 
 @pytest.mark.parametrize("task", ["label", "picture", "target"])
@@ -392,12 +393,12 @@ def test_clean_and_attacked_signals_meet_the_same_draws(trained_link: TrainedLin
         for perturbation in (zero, delta):
             again = score(link, Air(link), task, perturbation)
             assert set(again) == set(clean)
-            for metric, tally in clean.items():
-                np.testing.assert_array_equal(tally.denominator, again[metric].denominator)
+            for metric, found in clean.items():
+                np.testing.assert_array_equal(found.denominator, again[metric].denominator)
                 if metric in ("mse", "psnr_db"):
-                    np.testing.assert_allclose(tally.numerator, again[metric].numerator, rtol=1e-6)
+                    np.testing.assert_allclose(found.numerator, again[metric].numerator, rtol=1e-6)
                 else:
-                    np.testing.assert_array_equal(tally.numerator, again[metric].numerator)
+                    np.testing.assert_array_equal(found.numerator, again[metric].numerator)
 
 
 def test_a_perturbation_is_fixed_before_the_noise_that_scores_it(trained_link: TrainedLink) -> None:
@@ -518,8 +519,8 @@ def minus(one: Point, other: Point) -> tuple[float, float, float]:
     """Difference of accuracies and its paired interval."""
     both = []
     for point in (one, other):
-        tally = point.metrics["accuracy"]
-        both.append(Measured(tally.numerator[None], tally.denominator[None], single=False))
+        right = tally(point.metrics, "accuracy")
+        both.append(Measured(right.numerator[None], right.denominator[None], single=False))
     low, high = Bootstrap(both[0].numerator.shape[1], 1).difference(both[0], both[1])
     return both[0].value - both[1].value, low, high
 
@@ -598,8 +599,8 @@ def test_pgd_hurts_more_than_fgsm_where_there_is_room(swept: tuple[Measurement, 
     for one, other in (("pgd", "fgsm"), ("pgd2", "fgsm2")):
         for psr_db in PSR_DB:
             single = label_point(swept[0], other, psr_db)
-            tally = single.metrics["accuracy"]
-            if 0.2 <= tally.numerator.sum() / tally.denominator.sum() <= 0.8:
+            right = tally(single.metrics, "accuracy")
+            if 0.2 <= right.numerator.sum() / right.denominator.sum() <= 0.8:
                 _, low, high = minus(label_point(swept[0], one, psr_db), single)
                 assert low < high < 0
                 compared += 1

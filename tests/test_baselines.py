@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import fresh_link
+from conftest import fresh_link, tally
 from sklearn.decomposition import PCA
 
 from fedsem.data.dataset import Split
@@ -22,7 +22,7 @@ def mse_of(link: TrainedLink) -> dict[tuple[str, float], float]:
     points = reference_points(link, Air(link), link.plan.scenario.evaluation.grids)
     return {
         (str(point.columns["decoder"]), float(str(point.columns["snr_db"]))): float(
-            point.metrics["mse"].numerator.sum() / point.metrics["mse"].denominator.sum()
+            tally(point.metrics, "mse").numerator.sum() / tally(point.metrics, "mse").denominator.sum()
         )
         for point in points
     }

@@ -110,7 +110,7 @@ def test_batch_average_is_calibrated_when_a_link_is_put_together() -> None:
     keys = {"encoder": {"kind": "cnn", "channel_uses": 8}, "power": "batch_average"}
     link = fresh_link({"kind": "awgn"}, link=keys)
     with torch.no_grad():
-        train = link.plan.train_images.float() / 255
+        train = link.plan.train_examples.images.float() / 255
         assert power(link.transmitter(train)).mean() == pytest.approx(1, rel=1e-5)
         alone = torch.cat([link.transmitter(image.unsqueeze(0)) for image in link.images])
         torch.testing.assert_close(alone, link.transmitter(link.images), rtol=1e-4, atol=1e-5)

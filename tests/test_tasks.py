@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fedsem.channels.channel import Realisation
 from fedsem.registry import names
-from fedsem.tasks.task import DecoderFormat, Share, Task
+from fedsem.tasks.task import DecoderFormat, Examples, Share, Task
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=50)
 FORMAT = DecoderFormat(width=20, channel_uses=20, image_shape=(3, 2, 2), classes=4, range_bins=3)
 IMAGES = torch.rand((3, 3, 2, 2), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 2, 3])
+EXAMPLES = Examples(IMAGES, LABELS)
 
 
 def task(kind: str, **options: Any) -> Task:
@@ -56,7 +57,7 @@ def test_accuracy_counts_every_reception() -> None:
 def test_reached_counts_only_examples_of_other_classes() -> None:
     made = task("classification")
     output = torch.eye(4)[torch.tensor([[2, 2, 1], [2, 2, 2]])]
-    aim = made.aim(2, IMAGES, LABELS)
+    aim = made.aim(2, EXAMPLES)
     assert aim.tolist() == [2, 2, 2]
     share = made.reached(output, LABELS, aim)
     # Image 1 is of class 2 itself and does not count; of the others, 3 of 4 receptions say 2.
@@ -75,7 +76,7 @@ def test_cross_entropy_of_every_reception(seed: int, scale: float) -> None:
 
 def test_classification_truth_and_goals() -> None:
     made = task("classification")
-    assert torch.equal(made.truth(IMAGES, LABELS, drawn()), LABELS)
+    assert torch.equal(made.truth(EXAMPLES, drawn()), LABELS)
     assert made.goals(FORMAT, 100) == 4
     assert made.headline == "accuracy"
     assert made.calibrate(torch.zeros(1, 3, 4), LABELS) is None
@@ -88,7 +89,7 @@ def test_mse_and_psnr_by_definition() -> None:
     """PSNR = -10 log10 MSE of each picture with pixels in [0, 1]; the table's figure is the mean over pictures, which
     is not the PSNR of the mean error."""
     made = task("reconstruction")
-    truth = made.truth(IMAGES, LABELS, drawn())
+    truth = made.truth(EXAMPLES, drawn())
     errors = torch.tensor([[0.1, 0.01, 1.0], [0.2, 0.0, 0.5]])
     output = truth + errors.unsqueeze(-1)
     metrics = made.metrics(output, truth, None)
@@ -105,11 +106,11 @@ def test_mse_and_psnr_by_definition() -> None:
 
 def test_the_goal_of_a_picture_is_another_picture() -> None:
     made = task("reconstruction")
-    aim = made.aim(2, IMAGES, LABELS)
+    aim = made.aim(2, EXAMPLES)
     assert aim.shape == (3, 12)
     assert all(torch.equal(row, IMAGES[2].flatten()) for row in aim)
     output = aim.expand(2, 3, 12) + torch.tensor([0.0, 0.5]).view(2, 1, 1)
-    share = made.reached(output, made.truth(IMAGES, LABELS, drawn()), aim)
+    share = made.reached(output, made.truth(EXAMPLES, drawn()), aim)
     torch.testing.assert_close(share.numerator, torch.tensor([[0.0] * 3, [0.25] * 3]))
     assert made.goals(FORMAT, 359) == 359
 
@@ -125,7 +126,7 @@ def odds(score: list[list[float]]) -> Tensor:
 
 def test_misses_and_ghosts_are_told_apart() -> None:
     made = task("sensing")
-    truth = made.truth(IMAGES, LABELS, drawn(torch.tensor([[0, 1, 0], [1, 1, 0]])))
+    truth = made.truth(EXAMPLES, drawn(torch.tensor([[0, 1, 0], [1, 1, 0]])))
     output = odds([[2.0, -1.0, -3.0], [0.5, 4.0, 1.0]])
     metrics = made.metrics(output, truth, None)
     # Present: (0, 1) missed, (1, 0) and (1, 1) found. Absent: (0, 0) and (1, 2) are ghosts, (0, 2) is right.
@@ -175,7 +176,7 @@ def test_without_a_noise_only_reception_there_is_no_threshold() -> None:
 def test_range_bins_give_presence_and_range() -> None:
     """Outputs (absent, bin 0, bin 1, bin 2); presence counts all bins together."""
     made = task("sensing", range=True)
-    truth = made.truth(IMAGES, LABELS, drawn(torch.tensor([[0, 1, 3]])))
+    truth = made.truth(EXAMPLES, drawn(torch.tensor([[0, 1, 3]])))
     assert truth.tolist() == [[0, 1, 3]]
     # Image 0: absent has the largest output, but the bins together weigh more. Image 2: present, wrong bin.
     output = torch.tensor([[[1.0, 0.5, 0.5, 0.5], [0.0, 3.0, 0.0, 0.0], [0.0, 0.0, 2.0, 1.0]]])
@@ -190,7 +191,7 @@ def test_range_bins_give_presence_and_range() -> None:
     np.testing.assert_allclose(made.loss(output, truth)[0].numpy(), by_hand, rtol=1e-5)
     assert made.goals(FORMAT, 9) == 4
     presence = task("sensing")
-    assert presence.truth(IMAGES, LABELS, drawn(torch.tensor([[0, 1, 3]]))).tolist() == [[0, 1, 1]]
+    assert presence.truth(EXAMPLES, drawn(torch.tensor([[0, 1, 3]]))).tolist() == [[0, 1, 1]]
     assert presence.goals(FORMAT, 9) == 2
 
 
@@ -198,7 +199,7 @@ def test_reaching_a_sensing_state_counts_receptions_of_the_other_state() -> None
     made = task("sensing")
     truth = torch.tensor([[0, 1, 0], [1, 0, 0]])
     output = odds([[1.0, 1.0, -1.0], [1.0, 2.0, 3.0]])
-    share = made.reached(output, truth, made.aim(1, IMAGES, LABELS))
+    share = made.reached(output, truth, made.aim(1, EXAMPLES))
     # Ghosts: of four receptions without a target, three are taken for one.
     assert share.denominator.sum() == 4
     assert value(share) == 0.75
@@ -209,9 +210,9 @@ def test_reaching_absence_is_missing_a_target_with_range_bins_too() -> None:
     made = task("sensing", range=True)
     output = torch.tensor([[[1.0, 0.5, 0.5, 0.5], [3.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]])
     truth = torch.tensor([[1, 2, 3]])
-    hidden = made.reached(output, truth, made.aim(0, IMAGES, LABELS))
+    hidden = made.reached(output, truth, made.aim(0, EXAMPLES))
     assert value(hidden) == value(made.metrics(output, truth, None)["misses"]) == pytest.approx(1 / 3)
-    assert value(made.reached(output, truth, made.aim(1, IMAGES, LABELS))) == 0.5
+    assert value(made.reached(output, truth, made.aim(1, EXAMPLES))) == 0.5
 
 
 @pytest.mark.parametrize(("kind", "sensing"), [("classification", False), ("reconstruction", False), ("sensing", True)])
@@ -221,10 +222,10 @@ def test_tasks_say_which_channel_they_need(kind: str, sensing: bool) -> None:
     assert made.weight == 1.0
     output = torch.zeros(2, 3, 12 if kind == "reconstruction" else 4)
     target = torch.tensor([[0, 1, 1]])
-    assert made.headline in made.metrics(output, made.truth(IMAGES, LABELS, drawn(target)), None)
+    assert made.headline in made.metrics(output, made.truth(EXAMPLES, drawn(target)), None)
 
 
-@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan"), "much"])
-def test_weights_are_positive_numbers(weight: Any) -> None:
+@pytest.mark.parametrize("weight", [-1, float("inf"), float("nan"), "much"])
+def test_weights_are_no_negative_numbers(weight: Any) -> None:
     with pytest.raises(ValueError, match="weight"):
         task("classification", weight=weight)

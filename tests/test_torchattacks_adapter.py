@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchattacks
-from conftest import ToyProblem, changed, double_precision, energy64, head, site, toy_classifier
+from conftest import ToyProblem, changed, double_precision, energy64, head, site, tally, toy_classifier, with_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -49,8 +48,9 @@ def perturb(link: TrainedLink, made: Evasion, psr_db: float, stream: Stream | No
 
 def share(link: TrainedLink, metric: str, delta: Perturbation, made: Evasion | None = None) -> float:
     listeners = [one for one in link.listeners if one.branch.task == "label"]
-    tally = next(iter(Scorer(link, Air(link)).score(listeners, SNR_DB, delta, made).values()))[metric]
-    return float(tally.numerator.sum() / tally.denominator.sum())
+    scored = next(iter(Scorer(link, Air(link)).score(listeners, SNR_DB, delta, made).values()))
+    found = tally(scored, metric)
+    return float(found.numerator.sum() / found.denominator.sum())
 
 
 def within(delta: Tensor, images: Tensor, psr: float, norm: str) -> None:
@@ -87,7 +87,7 @@ def test_attacks_are_reachable_by_name_and_keep_each_examples_budget(
     link = head(few, {"AutoAttack": 1, "FAB": 2}.get(name, 6))
     # Very different energies: one budget for all would be seen at once. One image is black, one nearly.
     scales = torch.tensor([1.0, 0.0, 0.02, 0.3, 1.0, 0.6])[: len(link.images)].view(-1, 1, 1, 1)
-    link = replace(link, images=link.images * scales)
+    link = with_images(link, link.images * scales)
     made = attack(name, norm, options=options)
     made.check("attacks.a", link.plan)
     delta = perturb(link, made, -12.0)["input"]

@@ -24,6 +24,7 @@ from fedsem.federation.state import FederationState
 from fedsem.plan import Branch, Plan
 from fedsem.scenario import Optimizer
 from fedsem.tasks.classification import Classification
+from fedsem.tasks.task import Examples
 from fedsem.training import Parameters, ReceiverTask, Reply, initial_parameters, learning_rate, train
 
 QUIET: dict[str, Any] = {
@@ -66,7 +67,7 @@ class Plain:
     """A transmitter and decoders in plain PyTorch, started from the same parameters."""
 
     def __init__(self, plan: Plan, shared: Parameters, decoders: dict[str, Parameters]) -> None:
-        self.images, self.labels = plan.train_images.float() / 255, plan.train_labels
+        self.images, self.labels = plan.train_examples.images.float() / 255, plan.train_examples.labels
         self.encoder = plan.new_transmitter().encoder
         self.encoder.load_state_dict(shared)
         self.decoders = {branch: plan.new_decoder(branch) for branch in plan.branches}
@@ -311,9 +312,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     images: list[Tensor] = []
     original = Classification.truth
 
-    def truth(self: Classification, batch: Tensor, labels: Tensor, realisation: Realisation) -> Tensor:
-        images.append(batch.detach().clone())
-        return original(self, batch, labels, realisation)
+    def truth(self: Classification, examples: Examples, realisation: Realisation) -> Tensor:
+        images.append(examples.images.detach().clone())
+        return original(self, examples, realisation)
 
     monkeypatch.setattr(Classification, "truth", truth)
     return images
@@ -362,7 +363,7 @@ def test_every_image_is_seen_once_in_each_epoch_in_a_new_order(seen: list[Tensor
     sizes = [len(images) for images in seen]
     assert sizes == {16: [16, 16, 8], 40: [40], 100: [40]}[batch] * 2
     images = torch.cat(seen).flatten(1)
-    originals = (plan.train_images[20:60].float() / 255).flatten(1)
+    originals = (plan.train_examples.images[20:60].float() / 255).flatten(1)
     orders = []
     for epoch in (images[:40], images[40:]):
         which = torch.cdist(epoch.double(), originals.double()).argmin(1)
@@ -380,7 +381,7 @@ def augmented(seen: list[Tensor], kinds: list[str]) -> tuple[np.ndarray, np.ndar
     """One image, and what training sees of it in 500 copies."""
     plan = quiet_plan({"kind": "sgd", "lr": 1e-3}, {"augment": kinds, "batch": COPIES})
     only(plan, task_of(plan, np.full(COPIES, IMAGE)))
-    return plan.train_images[IMAGE].float().div(255).numpy(), torch.cat(seen).numpy()
+    return plan.train_examples.images[IMAGE].float().div(255).numpy(), torch.cat(seen).numpy()
 
 
 def windows(image: np.ndarray) -> np.ndarray:

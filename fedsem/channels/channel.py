@@ -52,6 +52,14 @@ class Realisation:
         picked: dict[str, Any] = {name: None if value is None else value[index] for name, value in held.items()}
         return Realisation(**picked)
 
+    def first(self, uses: int) -> Realisation:
+        """The first symbols of the same draws, for an example that has fewer than were drawn."""
+
+        def cut(name: str, value: Tensor | None) -> Any:
+            return value if value is None or name == "target" or value.shape[-1] == 1 else value[..., :uses]
+
+        return Realisation(**{field.name: cut(field.name, getattr(self, field.name)) for field in fields(self)})
+
     def to(self, device: torch.device | str) -> Realisation:
         """The same draws on another device."""
         held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field, PositiveInt
 
+from fedsem.data.objects import Objects
 from fedsem.data.partition import Iid
 from fedsem.data.stratify import stratified_order
 from fedsem.errors import DataError
@@ -28,6 +29,11 @@ another current directory."""
 
 STD_FLOOR = 1e-3
 """Smallest standard deviation of a channel that `Dataset.std` reports: a constant channel must not divide by zero."""
+
+
+NOTHING = "nothing"
+"""The class of an image that shows no object of any category. Else, where objects are annotated, an image's label is
+the category of one of them."""
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
@@ -43,13 +49,15 @@ class Split:
     Attributes:
         images: uint8 (N, 3, H, W), red, green, blue, 0..255.
         labels: int64 (N,), index into `Dataset.classes`.
+        objects: what stands in the images; None where that is not annotated.
 
     Raises:
-        ValueError: a wrong shape or dtype, or not as many labels as images.
+        ValueError: a wrong shape or dtype, or not as many labels (or annotations) as images.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    objects: Objects | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
@@ -58,6 +66,8 @@ class Split:
             raise ValueError(
                 f"labels should be int64 ({len(self.images)},), not {self.labels.dtype} {self.labels.shape}"
             )
+        if self.objects is not None and len(self.objects) != len(self.labels):
+            raise ValueError(f"objects of {len(self.objects)} images for {len(self.labels)}")
         object.__setattr__(self, "images", _read_only(self.images))
         object.__setattr__(self, "labels", _read_only(self.labels))
 
@@ -71,11 +81,13 @@ class Split:
         for start in range(0, len(self), 512):
             digest.update(self.images[start : start + 512].tobytes())
         digest.update(self.labels.tobytes())
+        if self.objects is not None:
+            digest.update(self.objects.fingerprint())
         return digest.hexdigest()
 
     def take(self, index: np.ndarray) -> Split:
-        """The images and labels at `index` (K,), copied."""
-        return Split(self.images[index], self.labels[index])
+        """The images at `index` (K,) with all that belongs to them, copied."""
+        return Split(self.images[index], self.labels[index], self.objects and self.objects.take(index))
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ class Dataset:
         classes: name of each label.
         mean: mean of the training pixels per colour channel, pixels in [0, 1].
         std: their standard deviation (population, at least `STD_FLOOR`).
+        categories: name of each category of annotated objects; empty where none are annotated.
     """
 
     name: str
@@ -97,6 +110,7 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    categories: tuple[str, ...] = ()
 
 
 class DatasetOptions(Options):
@@ -121,7 +135,17 @@ class DatasetOptions(Options):
         train = self._limit(train, self.train_images, "train")
         test = self._limit(test, self.test_images, "test")
         mean, std = pixel_statistics(train.images)
-        return Dataset(self.kind, train, test, classes, mean, std)
+        categories = tuple(name for name in classes if name != NOTHING) if train.objects is not None else ()
+        return Dataset(self.kind, train, test, classes, mean, std, categories)
+
+    @property
+    def composes(self) -> bool:
+        """Whether `fresh` can make any number of further training pictures."""
+        return False
+
+    def fresh(self, index: np.ndarray) -> Split:
+        """Further training pictures of these numbers, disjoint from the training split."""
+        raise NotImplementedError
 
     @abstractmethod
     def _read(self) -> tuple[Split, Split, tuple[str, ...]]:

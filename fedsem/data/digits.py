@@ -28,13 +28,17 @@ class Digits(DatasetOptions):
     """
 
     def _read(self) -> tuple[Split, Split, tuple[str, ...]]:
-        rows = np.loadtxt(_file(), delimiter=",", dtype=np.int64)
-        gray = np.stack([_enlarge(row.reshape(8, 8)) for row in rows[:, :-1]])
+        levels, labels, train, test = read_digits()
+        gray = np.stack([_enlarge(image) for image in levels])
         images = np.repeat(gray[:, None], 3, axis=1)
-        labels = rows[:, -1]
-        train, test = hold_out(labels, TEST_IMAGES, "digits")
         everything = Split(images, labels)
         return everything.take(train), everything.take(test), tuple(str(digit) for digit in range(10))
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Levels 0..16, int64 (1797, 8, 8); labels; indices of the training and of the test images."""
+    rows = np.loadtxt(_file(), delimiter=",", dtype=np.int64)
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1], *hold_out(rows[:, -1], TEST_IMAGES, "digits")
 
 
 def _file() -> Path:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from fedsem.evaluation.air import Air
+from fedsem.evaluation.airtime import airtime
 from fedsem.evaluation.baselines import reference_points
 from fedsem.evaluation.point import Point
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.samples import Samples
 from fedsem.evaluation.score import Scorer
-from fedsem.evaluation.trained import Listener, TrainedLink
+from fedsem.evaluation.trained import Listener, Mode, TrainedLink
 from fedsem.hooks.budget import gaussian
 from fedsem.hooks.evasion import Evasion, Perturbation
+from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import describe
 from fedsem.registry import names
 from fedsem.scenario import Grid
@@ -45,7 +47,60 @@ def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
 
     Clean figures, noise and attacks are scored over the same channel draws; perturbations are fitted on other draws.
     """
-    return _Evaluation(link, progress).run()
+    modes = list(dict.fromkeys(mode for grid in link.plan.scenario.evaluation.grids for mode in _modes(link, grid)))
+    whole = Measurement()
+    counter = _Counter(progress, sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link)))
+    for mode in modes or [Mode()]:
+        grids = [grid for grid in _grids(link) if mode in _modes(link, grid)]
+        part = _Evaluation(replace(link, mode=mode), grids, counter).run()
+        first = len(whole.points)
+        for point in part.points:
+            point.clean = None if point.clean is None else first + point.clean
+            point.noise = None if point.noise is None else first + point.noise
+        whole.points += part.points
+        whole.samples += part.samples
+    if link.plan.scenario.evaluation.baselines:
+        whole.points += reference_points(link, Air(link), _grids(link))
+    _compare_with_random(whole.points)
+    return whole
+
+
+def _grids(link: TrainedLink) -> list[Grid]:
+    return link.plan.scenario.evaluation.grids
+
+
+def _modes(link: TrainedLink, grid: Grid) -> list[Mode]:
+    """Mask ratios and selections of a grid; `original` has no ratio."""
+    if not isinstance(link.transmitter.encoder, MaeEncoder):
+        return [Mode()]
+    options = link.transmitter.encoder.options
+    ratios: Sequence[float | None] = grid.mask_ratio or [None if options.latency_budget_s else options.mask_ratio]
+    modes = product(ratios, grid.selection or [options.selection])
+    return list(dict.fromkeys(Mode(0.0 if name == "original" else ratio, name) for ratio, name in modes))
+
+
+def _compare_with_random(points: Sequence[Point]) -> None:
+    """Link every point whose patches are chosen to the one where they are chosen at random and all else is alike."""
+    left_out = {"selection", "psr_achieved_db", "kept", "bits", "latency_s", "outage"}
+
+    def place(point: Point) -> str:
+        return json.dumps({key: value for key, value in point.columns.items() if key not in left_out}, sort_keys=True)
+
+    at_random = {place(point): i for i, point in enumerate(points) if point.columns.get("selection") == "random"}
+    for point in points:
+        if point.columns.get("selection") not in (None, "random"):
+            point.random = at_random.get(place(point))
+
+
+class _Counter:
+    """Counts evaluation points over all modes."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def step(self) -> None:
+        self.done += 1
+        self.progress(self.done, self.total)
 
 
 @dataclass(frozen=True)
@@ -82,8 +137,8 @@ def _axis(sensing: bool) -> str:
 
 
 class _Evaluation:
-    def __init__(self, link: TrainedLink, progress: Progress) -> None:
-        self.link, self.progress = link, progress
+    def __init__(self, link: TrainedLink, grids: Sequence[Grid], counter: _Counter) -> None:
+        self.link, self.grids, self.counter = link, grids, counter
         self.evaluation = link.plan.scenario.evaluation
         self.air = Air(link)
         self.scorer = Scorer(link, self.air)
@@ -93,24 +148,16 @@ class _Evaluation:
         self.clean: dict[Spot, int] = {}
         self.seen: set[tuple[Any, ...]] = set()
         self.shown: set[float] = set()
-        self.done = 0
-        self.total = sum(_count(grid) for grid in self.evaluation.grids)
 
     def run(self) -> Measurement:
-        for grid in self.evaluation.grids:
+        for grid in self.grids:
             for at in _snr_pairs(grid):
                 self.score_clean(at)
-                self.step()
-        for grid in self.evaluation.grids:
+                self.counter.step()
+        for grid in self.grids:
             for at in _snr_pairs(grid):
                 self.attack(grid, at)
-        if self.evaluation.baselines:
-            self.points += reference_points(self.link, self.air, self.evaluation.grids)
         return Measurement(self.points, self.samples.rows)
-
-    def step(self) -> None:
-        self.done += 1
-        self.progress(self.done, self.total)
 
     def listeners(self, sensing: bool) -> list[Listener]:
         return [listener for listener in self.link.listeners if self.link.is_sensing(listener) == sensing]
@@ -121,11 +168,14 @@ class _Evaluation:
             for key, metrics in self.scorer.score(listeners, at.snr(sensing), {}).items():
                 self.clean[*key, at.snr(sensing)] = len(self.points)
                 self.points.append(
-                    Point({**self.columns(key), "attack": "none", _axis(sensing): at.snr(sensing)}, metrics)
+                    Point(
+                        {**self.columns(key, at.snr(sensing)), "attack": "none", _axis(sensing): at.snr(sensing)},
+                        metrics,
+                    )
                 )
         if at.snr_db not in self.shown:
             self.shown.add(at.snr_db)
-            self.samples.add(self.scorer.sent({}), {}, at.snr_db, {"attack": "none"})
+            self.samples.add(self.scorer, {}, at.snr_db, {"attack": "none"})
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
@@ -153,13 +203,13 @@ class _Evaluation:
                     if name != "noise" and here.with_noise:
                         twin = self.noise_beside(name, attack, delta, problem, here)
                     self.record(name, attack, delta, problem, here, twin)
-                self.step()
+                self.counter.step()
 
     def places(self, name: str, problem: LinkProblem, psr_db: float, axes: dict[str, float]) -> _Places:
         """Where a perturbation is scored: at all points of all grids that hold it."""
         found = []
         with_noise = False
-        for grid in self.evaluation.grids:
+        for grid in self.grids:
             alone = "noise" in grid.attacks and all(other in BUILT_IN for other in grid.attacks)
             if (name in grid.attacks or (name == "noise" and alone)) and psr_db in (grid.psr_db or []):
                 here = [at for at in _snr_pairs(grid) if self.objective_axes(problem, at) == axes]
@@ -215,22 +265,45 @@ class _Evaluation:
                 for key, metrics in self.scorer.score(self.listeners(sensing), snr_db, delta, attack).items():
                     spot = (*key, snr_db)
                     numbers[spot] = len(self.points)
-                    point = Point({**self.columns(key), **columns, **axis}, metrics, self.clean[spot], noise.get(spot))
+                    point = Point(
+                        {**self.columns(key, snr_db), **columns, **axis}, metrics, self.clean[spot], noise.get(spot)
+                    )
                     self.points.append(point)
         if name != "noise":
             shown = {"attack": name, "psr_db": at.psr_db}
-            self.samples.add(self.scorer.sent(delta), delta, at.snrs[False][0], shown)
+            self.samples.add(self.scorer, delta, at.snrs[False][0], shown)
         return numbers
 
-    def columns(self, key: Key) -> dict[str, Any]:
+    def columns(self, key: Key, snr_db: float) -> dict[str, Any]:
         listener = next(one for one in self.link.listeners if _key(one) == key)
         return {
+            **self.sent(listener, snr_db),
             "stage": "evaluate",
             "round": self.link.plan.scenario.federation.rounds,
             "receiver": listener.group,
             **describe(self.link.plan, listener.branch),
-            "decoder": "mlp",
+            "decoder": self.link.plan.task(listener.branch).kind if encoder_paints(self.link, listener) else "mlp",
             "draws": self.evaluation.draws.score,
+        }
+
+    def sent(self, listener: Listener, snr_db: float) -> dict[str, Any]:
+        """What a transmitter of patches sends: columns of the table."""
+        encoder = self.link.transmitter.encoder
+        if not isinstance(encoder, MaeEncoder):
+            return {}
+        options, mode = encoder.options, self.link.mode
+        if mode.selection == "original":
+            return {"selection": "original", "mask_ratio": 0.0}
+        time = airtime(self.link, self.air, listener, snr_db)
+        return {
+            "selection": mode.selection,
+            "transport": options.transport,
+            "mask_ratio": mode.mask_ratio,
+            "kept": float(time.received.double().mean()),
+            "bits": float(time.bits.mean()),
+            "latency_s": float(time.latency_s.mean()),
+            "nominal_latency_s": time.nominal_latency_s,
+            "outage": float((~time.arrived).double().mean()),
         }
 
     def objective_axes(self, problem: LinkProblem, at: _Where) -> dict[str, float]:
@@ -240,6 +313,11 @@ class _Evaluation:
             sensing = self.link.is_sensing(listener)
             axes[_axis(sensing)] = at.snr(sensing)
         return axes
+
+
+def encoder_paints(link: TrainedLink, listener: Listener) -> bool:
+    """Whether the listener decodes a painted picture."""
+    return link.plan.decoder_format(listener.branch).paints
 
 
 def _key(listener: Listener) -> Key:

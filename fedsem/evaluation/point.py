@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from fedsem.evaluation.average_precision import Ranking
 from fedsem.files import read_json, reading, replace_file
 
 
@@ -33,15 +35,21 @@ class Point:
 
     Attributes:
         columns: what stands in the table beside the metrics.
-        metrics: tallies by metric.
+        metrics: tallies by metric; average precisions as rankings.
         clean: number of the clean point with the same channel draws.
         noise: number of the point with noise of the energy that this attack achieved.
+        random: number of the point whose patches are chosen at random, all else alike.
     """
 
     columns: dict[str, Any]
-    metrics: dict[str, Tally]
+    metrics: Mapping[str, Tally | Ranking]
     clean: int | None = None
     noise: int | None = None
+    random: int | None = None
+
+
+LINKS = ("clean", "noise", "random")
+"""Other points that a point is compared with."""
 
 
 def save_points(points: list[Point], folder: Path) -> None:
@@ -53,17 +61,14 @@ def save_points(points: list[Point], folder: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     index: list[dict[str, Any]] = []
     for i, point in enumerate(points):
+        receptions = {}
         for metric, tally in point.metrics.items():
-            arrays[f"{i}/{metric}/numerator"] = np.ascontiguousarray(tally.numerator)
-            arrays[f"{i}/{metric}/denominator"] = np.ascontiguousarray(tally.denominator)
-        index.append(
-            {
-                "columns": point.columns,
-                "metrics": {metric: tally.receptions for metric, tally in point.metrics.items()},
-                "clean": point.clean,
-                "noise": point.noise,
-            }
-        )
+            receptions[metric] = tally.receptions if isinstance(tally, Tally) else None
+            for field in fields(tally):
+                if field.name != "receptions":
+                    arrays[f"{i}/{metric}/{field.name}"] = np.ascontiguousarray(getattr(tally, field.name))
+        links = {name: getattr(point, name) for name in LINKS}
+        index.append({"columns": point.columns, "metrics": receptions, **links})
     replace_file(folder / "tallies.safetensors", save(arrays))
     replace_file(folder / "points.json", json.dumps(index).encode())
 
@@ -81,9 +86,11 @@ def load_points(folder: Path) -> list[Point]:
     entries = read_json(index, list)
     with reading(index):
         for i, entry in enumerate(entries):
-            metrics = {
-                metric: Tally(arrays[f"{i}/{metric}/numerator"], arrays[f"{i}/{metric}/denominator"], receptions)
-                for metric, receptions in entry["metrics"].items()
-            }
-            points.append(Point(entry["columns"], metrics, entry["clean"], entry["noise"]))
+            metrics: dict[str, Tally | Ranking] = {}
+            for metric, receptions in entry["metrics"].items():
+                kind = Ranking if receptions is None else Tally
+                names = [field.name for field in fields(kind) if field.name != "receptions"]
+                kept = {name: arrays[f"{i}/{metric}/{name}"] for name in names}
+                metrics[metric] = Ranking(**kept) if receptions is None else Tally(**kept, receptions=receptions)
+            points.append(Point(entry["columns"], metrics, **{name: entry.get(name) for name in LINKS}))
     return points

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from fedsem.channels.channel import Realisation
 from fedsem.errors import ScenarioError
 from fedsem.evaluation.air import Air
+from fedsem.evaluation.airtime import most_patches
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Evasion, Perturbation, SiteState
+from fedsem.link import Transmission
 from fedsem.tasks.classification import Classification
 from fedsem.units import energy
 
@@ -47,6 +49,7 @@ class LinkProblem:
             for listener in link.listeners
             if weights.get(listener.branch.task)
         }
+        self.count = most_patches(link, snr_db)
         self.sites: Mapping[str, SiteState] = {name: self._site(name) for name in attack.sites}
         self._draws: tuple[int, dict[Listener, Realisation]] | None = None
         self._first: Perturbation | None = None
@@ -60,18 +63,17 @@ class LinkProblem:
 
     def objective(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
         """The objective of each example of `index`, to which `delta` belongs; differentiable."""
-        images, labels = self.link.images[index], self.link.labels[index]
-        x = self._sent(delta, index)
-        total = torch.zeros(len(labels), device=x.device)
+        examples = self.link.examples.at(index)
+        sent = self._sent(delta, index)
+        total = torch.zeros(len(examples), device=sent.x.device)
         for listener, weight in self.weights.items():
             task = self.link.plan.task(listener.branch)
             realisation = self._realisation(listener, step).at(index)
-            output = self._heard(listener, x, realisation, delta)
+            heard = self._heard(listener, sent, realisation, delta)
             goal = self.attack.targeted.get(listener.branch.task)
-            if goal is None:
-                loss = task.loss(output, task.truth(images, labels, realisation))
-            else:
-                loss = -task.loss(output, task.aim(goal, self.link.images, self.link.labels)[index])
+            truth = task.truth(examples, realisation) if goal is None else task.aim(goal, self.link.examples)[index]
+            loss = task.objective(listener.decoder, heard, truth)
+            loss = loss if goal is None else -loss
             total = total + weight * loss.mean(0)
         return total
 
@@ -98,9 +100,10 @@ class LinkProblem:
             ScenarioError: the objective is not one classification task.
         """
         self._classifier()
-        x = self._sent(delta, index)
+        sent = self._sent(delta, index)
         outputs = [
-            self._heard(listener, x, self._realisation(listener, step).at(index), delta) for listener in self.weights
+            listener.decoder(self._heard(listener, sent, self._realisation(listener, step).at(index), delta))
+            for listener in self.weights
         ]
         probabilities = torch.stack([F.softmax(output, -1).mean(0) for output in outputs]).mean(0)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
@@ -118,17 +121,25 @@ class LinkProblem:
         if name == "input":
             return SiteState(self.link.images, energy(self.link.images), bounded=True)
         with torch.no_grad():
-            x = torch.cat([self.link.transmitter(self.link.images[index]) for index in self.batches()])
+            x = torch.cat([self._sent({"air": torch.empty(0)}, index).x for index in self.batches()])
         return SiteState(x, energy(x), bounded=False)
 
-    def _sent(self, delta: Perturbation, index: slice) -> Tensor:
+    def _sent(self, delta: Perturbation, index: slice) -> Transmission:
         images = self.link.images[index]
-        return self.link.transmitter(images + delta["input"] if "input" in delta else images)
+        images = images + delta["input"] if "input" in delta else images
+        which = torch.arange(len(self.link.labels), device=images.device)[index]
+        # Over the air an adversary meets the numbers that are sent; gates would put them elsewhere.
+        return self.link.transmitter.send(images, self.link.choice(which, self.count), gates="air" not in delta)
 
-    def _heard(self, listener: Listener, x: Tensor, realisation: Realisation, delta: Perturbation) -> Tensor:
+    def _heard(self, listener: Listener, sent: Transmission, realisation: Realisation, delta: Perturbation) -> Tensor:
         plan, channel = self.link.plan, self.link.plan.channel(listener.branch)
-        snr_db = self.snr[channel.is_sensing]
-        return listener.decoder(channel.apply(x, realisation, snr_db, plan.scenario.link.symbols, delta.get("air")))
+        transmitter, symbols = self.link.transmitter, plan.scenario.link.symbols
+        if transmitter.digital:
+            return transmitter.hear(sent.x.unsqueeze(0), sent)
+        uses = sent.x.shape[1] if symbols == "real" else sent.x.shape[1] // 2
+        snr_db, air = self.snr[channel.is_sensing], realisation.first(uses)
+        received = channel.apply(sent.x, air, snr_db, symbols, delta.get("air"))
+        return received if channel.is_sensing else transmitter.hear(received, sent)
 
     def _realisation(self, listener: Listener, step: int) -> Realisation:
         if self._draws is None or self._draws[0] != step:

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 
 from fedsem.evaluation.air import Air
+from fedsem.evaluation.score import Scorer
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Perturbation
 from fedsem.tasks.classification import Classification
+from fedsem.tasks.detection import Detection
 from fedsem.tasks.reconstruction import Reconstruction
 from fedsem.tasks.task import Task
+
+MOST_SCENES = 2
+"""Images shown of a transmitter of patches: each fills a page."""
+WIDEST = 112
+"""Pixels of their side at most, as they are kept."""
 
 
 class Samples:
@@ -35,10 +42,17 @@ class Samples:
                 if isinstance(link.plan.task(listener.branch), kind):
                     self.listeners.setdefault(kind, listener)
 
-    def add(self, x: Tensor, delta: Perturbation, snr_db: float, columns: dict[str, Any]) -> None:
+    def add(self, scorer: Scorer, delta: Perturbation, snr_db: float, columns: dict[str, Any]) -> None:
         """Keep the examples of one evaluation point at a communication SNR."""
-        if not self.count or not self.listeners:
+        if not self.count:
             return
+        if scorer.encoder is not None:
+            if not delta:
+                self._add_patches(scorer, snr_db, columns)
+            return
+        if not self.listeners:
+            return
+        x = scorer.sent(delta).x
         plan, head = self.link.plan, slice(0, self.count)
         shown = {**columns, "snr_db": snr_db, "seed": self.link.seed, "symbols": plan.scenario.link.symbols}
         images = self.link.images[head]
@@ -62,6 +76,52 @@ class Samples:
             else:
                 self._keep("reconstruction", output.view_as(images).clamp(0, 1), named)
 
+    def _add_patches(self, scorer: Scorer, snr_db: float, columns: dict[str, Any]) -> None:
+        """What arrives of the first images, what is painted from it, and what the first detector finds in that."""
+        mode, plan = self.link.mode, self.link.plan
+        shown = {
+            **columns,
+            "snr_db": snr_db,
+            "seed": self.link.seed,
+            "selection": mode.selection,
+            "mask_ratio": mode.mask_ratio,
+        }
+        painting = [one for one in self.link.listeners if plan.decoder_format(one.branch).paints]
+        finds = [one for one in painting if isinstance(plan.task(one.branch), Detection)]
+        images = self.link.images[: min(self.count, MOST_SCENES)]
+        for listener in (finds or painting)[:1]:
+            missing = set(range(len(images)))
+            for heard in scorer.heard(listener, snr_db, {}):
+                for place, image in enumerate(heard.images.tolist()):
+                    if image not in missing:
+                        continue
+                    missing.remove(image)
+                    picture, named = heard.inputs[0, place], {**shown, "image": image}
+                    self._keep_one("scene", _small(images[image]), named)
+                    self._keep_one("painted", _small(picture), named)
+                    if heard.kept is not None:
+                        assert scorer.encoder is not None
+                        mae = scorer.encoder.mae
+                        patches = mae.patchify(images[image : image + 1])
+                        seen = torch.where(heard.kept[place].view(1, -1, 1), patches, torch.nan)
+                        self._keep_one("kept", _small(mae.unpatchify(seen)[0]), named)
+                    if finds:
+                        with torch.no_grad():
+                            found = listener.decoder(picture.unsqueeze(0))[0]
+                        task = plan.task(listener.branch)
+                        assert isinstance(task, Detection)
+                        found = found[found[:, 4] >= task.confidence]
+                        side = found.new_tensor([*picture.shape[:0:-1]] * 2)
+                        boxes = torch.cat([found[:, :4] / side, found[:, 4:]], dim=1)
+                        self._keep_one("boxes", boxes, {**named, "task": listener.branch.task})
+                if not missing:
+                    break
+
+    def _keep_one(self, kind: str, values: Tensor, columns: dict[str, Any]) -> None:
+        label = self.link.plan.dataset.classes[int(self.link.labels[columns["image"]])]
+        row = {"kind": kind, "label": label, "shape": list(values.shape), "values": values.flatten().tolist()}
+        self.rows.append({**columns, **row})
+
     def _keep(self, kind: str, values: Tensor, columns: dict[str, Any], decisions: list[str] | None = None) -> None:
         for i, value in enumerate(values):
             self.rows.append(
@@ -75,3 +135,9 @@ class Samples:
                     "values": value.flatten().tolist(),
                 }
             )
+
+
+def _small(picture: Tensor) -> Tensor:
+    """A picture (3, H, W) averaged over whole squares of pixels."""
+    factor = -(-picture.shape[-1] // WIDEST)
+    return torch.nn.functional.avg_pool2d(picture.unsqueeze(0), factor)[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
 
+from fedsem.evaluation.average_precision import Ranking
 from fedsem.streams import Stream
 
 LEVEL = 0.95
@@ -49,6 +52,29 @@ class Measured:
         return int(np.count_nonzero(self.denominator))
 
 
+@dataclass(frozen=True)
+class MeasuredPrecision:
+    """Average precision of each seed: the value is their mean.
+
+    Attributes:
+        rankings: one for each seed.
+    """
+
+    rankings: Sequence[Ranking]
+
+    @cached_property
+    def value(self) -> float:
+        """Mean over seeds."""
+        return float(
+            np.mean([one.precision(np.ones((1, one.truths.shape[1]), np.float32))[0] for one in self.rankings])
+        )
+
+    @property
+    def n(self) -> int:
+        """Images that hold objects, summed over seeds."""
+        return int(sum(np.count_nonzero(one.truths.any(0)) for one in self.rankings))
+
+
 class Bootstrap:
     """Percentile bootstrap with the image, and with several seeds also the seed, as the unit that is resampled.
 
@@ -67,20 +93,25 @@ class Bootstrap:
         self.images = self.images.astype(np.float32)
         self.seeds = stream.child("seeds", seeds).numpy().multinomial(seeds, np.full(seeds, 1 / seeds), REPLICATES)
 
-    def replicates(self, measured: Measured) -> np.ndarray:
+    def replicates(self, measured: Measured | MeasuredPrecision) -> np.ndarray:
         """The metric in each replicate, (REPLICATES,)."""
+        if isinstance(measured, MeasuredPrecision):
+            each = np.stack([_precisions(ranking, self.images) for ranking in measured.rankings], axis=1)
+            return (each * self.seeds).sum(1) / self.seeds.sum(1)
         numerator = (self.images @ measured.numerator.T.astype(np.float32)).astype(np.float64)
         denominator = (self.images @ measured.denominator.T.astype(np.float32)).astype(np.float64)
         # A replicate may hold none of the few examples that count; `_percentiles` leaves it out.
         with np.errstate(invalid="ignore"):
             return (numerator * self.seeds).sum(1) / (denominator * self.seeds).sum(1)
 
-    def interval(self, measured: Measured) -> tuple[float, float]:
+    def interval(self, measured: Measured | MeasuredPrecision) -> tuple[float, float]:
         """95 % interval of a metric.
 
         Wilson within one model and one draw per image. A share of exactly 0 or 1 has no spread to resample: Wilson
         with one trial for each image that counts with any seed, the widest that the data allow.
         """
+        if isinstance(measured, MeasuredPrecision):
+            return _percentiles(self.replicates(measured))
         shares = measured.numerator.min() >= 0 and bool((measured.numerator <= measured.denominator).all())
         one_model = len(measured.numerator) == 1
         if shares and measured.single and one_model and set(np.unique(measured.numerator)) <= {0.0, 1.0}:
@@ -90,9 +121,18 @@ class Bootstrap:
             return wilson(measured.value * trials, trials)
         return _percentiles(self.replicates(measured))
 
-    def difference(self, one: Measured, other: Measured) -> tuple[float, float]:
+    def difference(self, one: Measured | MeasuredPrecision, other: Measured | MeasuredPrecision) -> tuple[float, float]:
         """95 % interval of `one` minus `other`, paired: both are computed on the same resampled images and seeds."""
         return _percentiles(self.replicates(one) - self.replicates(other))
+
+
+def _precisions(ranking: Ranking, weights: np.ndarray) -> np.ndarray:
+    """AP of a ranking in each replicate; kept with the ranking, as several figures ask for it."""
+    known = ranking.__dict__.setdefault("_replicates", {})
+    key = weights.shape
+    if key not in known:
+        known[key] = ranking.precision(weights)
+    return known[key]
 
 
 def _percentiles(replicates: np.ndarray) -> tuple[float, float]:

@@ -8,20 +8,28 @@ from typing import Any
 import numpy as np
 
 from fedsem.errors import FedsemError
+from fedsem.evaluation.average_precision import Ranking
 from fedsem.evaluation.point import Point, Tally
-from fedsem.evaluation.statistics import Bootstrap, Measured
+from fedsem.evaluation.statistics import Bootstrap, Measured, MeasuredPrecision
 from fedsem.units import from_db, to_db
 
 ACHIEVED = "psr_achieved_db"
-"""The column of a point that may differ from seed to seed."""
+AIRTIME = ("kept", "bits", "latency_s", "outage")
+VARYING = (ACHIEVED, *AIRTIME)
+"""Columns of a point that may differ from seed to seed."""
+
+
+COMPARED = {"change": "clean", "vs_noise": "noise", "vs_random": "random"}
+"""Ending of a paired difference's name -> the link of a point to the one it is compared with."""
 
 
 def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Rows for each seed and, with `seed` empty, for all seeds together.
 
     Beside each metric under attack stand `<metric>_change` (minus clean) and `<metric>_vs_noise` (minus Gaussian noise
-    of the energy that the attack achieved), paired over images, channel draws and seeds. `psr_achieved_db` is the mean
-    PSR over images, and over seeds where they are together, in dB; of an attack at two sites, of the larger.
+    of the energy that the attack achieved), and beside what chosen patches give `<metric>_vs_random`, paired over
+    images, channel draws and seeds. `psr_achieved_db` is the mean PSR over images, and over seeds where they are
+    together, in dB; of an attack at two sites, of the larger.
 
     Args:
         points: the points of each seed, in the same order for every seed.
@@ -50,11 +58,14 @@ def _point_rows(
     columns = {**here[0].columns, "seed": seed}
     if columns.get(ACHIEVED) is not None:
         columns[ACHIEVED] = to_db(float(np.mean([from_db(float(str(point.columns[ACHIEVED]))) for point in here])))
+    for column in AIRTIME:
+        if columns.get(column) is not None:
+            columns[column] = float(np.mean([float(str(point.columns[column])) for point in here]))
     for metric in here[0].metrics:
         if any(metric not in point.metrics for point in here):  # a seed that drew no empty scene has no threshold
             continue
         measured = _measured(here, metric)
-        if not measured.denominator.any():  # nothing was counted, such as misses where no target was drawn
+        if measured.n == 0:  # nothing was counted, such as misses where no target was drawn
             continue
         if not np.isfinite(measured.value):
             where = ", ".join(
@@ -64,11 +75,12 @@ def _point_rows(
                 f"The metric '{metric}' ({where}) is NaN or infinite: the link diverged in training, or an objective's "
                 "weight is too large; lower train.optimizer.lr, federation.server_optimizer.lr or that weight."
             )
-        images = measured.numerator.shape[1]
-        if here[0].metrics[metric].receptions == 0:  # theory: a value without chance
+        first = here[0].metrics[metric]
+        if isinstance(first, Tally) and first.receptions == 0:  # theory: a value without chance
             yield {**columns, "metric": metric, "value": measured.value, "ci_low": measured.value,
                    "ci_high": measured.value}  # fmt: skip
             continue
+        images = len(first.numerator) if isinstance(first, Tally) else first.truths.shape[1]
         key = (images, len(here))
         if key not in bootstraps:
             bootstraps[key] = Bootstrap(*key)
@@ -76,8 +88,8 @@ def _point_rows(
         low, high = bootstrap.interval(measured)
         counted = {**columns, "n": measured.n}
         yield {**counted, "metric": metric, "value": measured.value, "ci_low": low, "ci_high": high}
-        for suffix, reference in (("change", here[0].clean), ("vs_noise", here[0].noise)):
-            if reference is None:
+        for suffix, link in COMPARED.items():
+            if (reference := getattr(here[0], link)) is None:
                 continue
             others = [of_seed[reference] for of_seed in points]
             if any(metric not in point.metrics for point in others):
@@ -90,8 +102,12 @@ def _point_rows(
             }  # fmt: skip
 
 
-def _measured(points: Sequence[Point], metric: str) -> Measured:
-    tallies: list[Tally] = [point.metrics[metric] for point in points]
+def _measured(points: Sequence[Point], metric: str) -> Measured | MeasuredPrecision:
+    found = [point.metrics[metric] for point in points]
+    rankings = [one for one in found if isinstance(one, Ranking)]
+    if rankings:
+        return MeasuredPrecision(rankings)
+    tallies = [one for one in found if isinstance(one, Tally)]
     return Measured(
         np.stack([tally.numerator for tally in tallies]),
         np.stack([tally.denominator for tally in tallies]),
@@ -100,6 +116,6 @@ def _measured(points: Sequence[Point], metric: str) -> Measured:
 
 
 def _check_alike(points: Sequence[Point]) -> None:
-    fixed = [{name: value for name, value in point.columns.items() if name != ACHIEVED} for point in points]
+    fixed = [{name: value for name, value in point.columns.items() if name not in VARYING} for point in points]
     if any(columns != fixed[0] for columns in fixed):
         raise ValueError(f"seeds measured different points: {fixed}")

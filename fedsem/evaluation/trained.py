@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsem.link import Transmitter
-from fedsem.plan import Branch, Plan
+from fedsem.models.mae_encoder import Choice, MaeEncoder
+from fedsem.plan import Branch, Plan, examples_of
+from fedsem.streams import Stream
+from fedsem.tasks.task import Examples
 from fedsem.training import Parameters
 
 
@@ -31,6 +34,20 @@ class Listener:
 
 
 @dataclass(frozen=True)
+class Mode:
+    """How a transmitter that sends patches is driven at an evaluation point.
+
+    Attributes:
+        mask_ratio: share that is not sent; None: as the encoder's options say.
+        selection: what chooses the patches, or `original`: receivers see the images themselves; None: as the options
+            say.
+    """
+
+    mask_ratio: float | None = None
+    selection: str | None = None
+
+
+@dataclass(frozen=True)
 class TrainedLink:
     """A transmitter and its listeners, with the test images.
 
@@ -39,16 +56,42 @@ class TrainedLink:
         seed: the seed that it was trained with.
         transmitter: in evaluation mode, its gain fixed.
         listeners: all of them, in the order of the receivers.
-        images: test images in [0, 1], (N, C, H, W).
-        labels: their classes, (N,).
+        examples: test images in [0, 1] with all that is known of them.
+        mode: how much of the images is sent, chosen by what; for encoders that send patches.
     """
 
     plan: Plan
     seed: int
     transmitter: Transmitter
     listeners: tuple[Listener, ...]
-    images: Tensor
-    labels: Tensor
+    examples: Examples
+    mode: Mode = Mode()
+
+    def choice(self, index: Tensor, count: int | Tensor) -> Choice | None:
+        """How the patches of these test images are chosen; None for an encoder that has none."""
+        encoder = self.transmitter.encoder
+        if not isinstance(encoder, MaeEncoder):
+            return None
+        strategy = self.mode.selection or encoder.options.selection
+        return Choice(strategy, count, self._lottery[index] if strategy == "random" else None)  # type: ignore[arg-type]
+
+    @cached_property
+    def _lottery(self) -> Tensor:
+        """A random order of every image's patches: the best k of it are nested."""
+        encoder = self.transmitter.encoder
+        assert isinstance(encoder, MaeEncoder)
+        generator = Stream(self.seed).child("evaluate", "lottery").torch()
+        return torch.rand(len(self.labels), encoder.mae.patches, generator=generator).to(self.plan.device)
+
+    @property
+    def images(self) -> Tensor:
+        """Test images in [0, 1], (N, C, H, W)."""
+        return self.examples.images
+
+    @property
+    def labels(self) -> Tensor:
+        """Their classes, (N,)."""
+        return self.examples.labels
 
     @classmethod
     def build(
@@ -86,15 +129,9 @@ class TrainedLink:
             decoder.load_state_dict(parameters[who, branch])
             decoder.eval().requires_grad_(False)
             listeners.append(Listener(f"{who}/{branch.key}", "+".join(named), branch, decoder))
-        test = plan.dataset.test
-        return cls(
-            plan,
-            seed,
-            transmitter,
-            tuple(listeners),
-            torch.from_numpy(np.array(test.images)).to(plan.device).float() / 255,
-            torch.from_numpy(np.array(test.labels)).to(plan.device),
-        )
+        test = examples_of(plan.dataset.test, plan.device)
+        examples = replace(test, images=test.images.float() / 255)
+        return cls(plan, seed, transmitter, tuple(listeners), examples)
 
     def is_sensing(self, listener: Listener) -> bool:
         return self.plan.channel(listener.branch).is_sensing

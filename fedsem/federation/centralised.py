@@ -20,7 +20,11 @@ def train_centrally(job: Job, report: Report) -> None:
         FederationError: parameters became NaN or infinite.
     """
     plan, state = job.plan, job.state()
-    holders = {branch: sum(branch in receiver.branches for receiver in plan.receivers) for branch in plan.branches}
+    holders = {
+        branch: sum(branch in receiver.branches for receiver in plan.receivers)
+        for branch in plan.branches
+        if plan.task(branch).weight
+    }
     indices = np.arange(len(plan.dataset.train.labels))
     while state.round < plan.scenario.federation.rounds:
         reply = train_receiver(
@@ -32,7 +36,7 @@ def train_centrally(job: Job, report: Report) -> None:
                 branches={branch: plan.task(branch).weight * count for branch, count in holders.items()},
                 indices=indices,
                 shared=state.shared,
-                decoders={branch.key: state.decoders[f"central/{branch.key}"] for branch in plan.branches},
+                decoders={branch.key: state.decoders[f"central/{branch.key}"] for branch in holders},
                 optimizer=state.optimizer,
                 keep_optimizer=True,
             ),
@@ -50,6 +54,8 @@ def train_centrally(job: Job, report: Report) -> None:
             examples=dict.fromkeys(reply.losses, reply.examples),
         )
         decoders = {f"central/{key}": parameters for key, parameters in reply.decoders.items()}
-        state = FederationState(state.round + 1, shared, decoders, reply.optimizer, [*state.history, record])
+        state = FederationState(
+            state.round + 1, shared, state.decoders | decoders, reply.optimizer, [*state.history, record]
+        )
         state.save(job.folder)
         report(job, state)

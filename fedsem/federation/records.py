@@ -51,7 +51,8 @@ def decode_tasks(record: RecordDict) -> tuple[str, list[ReceiverTask]]:
             indices=indices[str(entry["receiver"])].numpy(),
             shared=shared,
             decoders={
-                Branch(task, channel).key: decoders[f"{entry['receiver']}/{Branch(task, channel).key}"]
+                # A decoder without parameters is in no array's name.
+                Branch(task, channel).key: decoders.get(f"{entry['receiver']}/{Branch(task, channel).key}", {})
                 for task, channel, _ in entry["branches"]
             },
             proximal_mu=entry["proximal_mu"],
@@ -66,7 +67,13 @@ def encode_replies(replies: Sequence[Reply]) -> RecordDict:
     good = [reply for reply in replies if reply.error is None]
     decoders = {f"{reply.receiver}/{key}": value for reply in good for key, value in reply.decoders.items()}
     config = [
-        {"receiver": reply.receiver, "examples": reply.examples, "losses": reply.losses, "error": reply.error}
+        {
+            "receiver": reply.receiver,
+            "examples": reply.examples,
+            "losses": reply.losses,
+            "decoders": sorted(reply.decoders),
+            "error": reply.error,
+        }
         for reply in replies
     ]
     return RecordDict(
@@ -90,7 +97,7 @@ def decode_replies(record: RecordDict) -> list[Reply]:
             receiver=entry["receiver"],
             examples=entry["examples"],
             delta=deltas.get(str(entry["receiver"]), {}),
-            decoders=decoders.get(str(entry["receiver"]), {}),
+            decoders={key: {} for key in entry["decoders"]} | decoders.get(str(entry["receiver"]), {}),
             losses=entry["losses"],
             error=entry["error"],
         )

@@ -32,12 +32,12 @@ def tasks(
             receiver=number,
             seed=seed,
             round=state.round + 1,
-            branches={branch: plan.task(branch).weight for branch in plan.receivers[number].branches},
+            branches={branch: plan.task(branch).weight for branch in plan.trained_branches(plan.receivers[number])},
             indices=partition[number],
             shared=state.shared,
             decoders={
                 branch.key: state.decoders[owner(plan, plan.receivers[number], branch)]
-                for branch in plan.receivers[number].branches
+                for branch in plan.trained_branches(plan.receivers[number])
             },
             proximal_mu=plan.scenario.federation.aggregator.proximal_mu,
         )
@@ -95,7 +95,7 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
     groups: dict[str, list[tuple[Reply, Parameters]]] = {}
     for reply in valid:
         receiver = plan.receivers[reply.receiver]
-        for branch in receiver.branches:
+        for branch in plan.trained_branches(receiver):
             who, parameters = owner(plan, receiver, branch), reply.decoders[branch.key]
             if receiver.decoder == "group":
                 groups.setdefault(who, []).append((reply, parameters))
@@ -131,6 +131,8 @@ def _aggregate(
     receivers: list[int],
 ) -> Parameters:
     """The parameters `what` after the server's step; their `velocity` is brought up to date."""
+    if not before:  # such as the picture that a MAE paints: nothing to learn
+        return {}
     rows = np.stack([np.concatenate([delta[name].numpy().ravel() for name in before]) for delta in deltas])
     updates = Updates(rows, np.asarray(weights, dtype=np.float64), tuple(receivers))
     step = torch.from_numpy(plan.scenario.federation.aggregator.aggregate(updates))
@@ -150,7 +152,7 @@ def _aggregate(
 def _fault(plan: Plan, state: FederationState, reply: Reply) -> str | None:
     """Why a reply cannot be used; None where it can."""
     receiver = plan.receivers[reply.receiver]
-    own = {branch.key: state.decoders[owner(plan, receiver, branch)] for branch in receiver.branches}
+    own = {branch.key: state.decoders[owner(plan, receiver, branch)] for branch in plan.trained_branches(receiver)}
     if set(reply.decoders) != set(own) or set(reply.losses) != set(own):
         return "not the decoders and losses of its tasks"
     sent, known = [reply.delta, *reply.decoders.values()], [state.shared, *(own[key] for key in reply.decoders)]
@@ -168,13 +170,13 @@ def _count(plan: Plan, state: FederationState, record: RoundRecord, valid: Seque
 
     def travelling(receiver: Receiver) -> int:
         # Local decoders never leave their receiver; the simulation's store only stands in for its disk.
-        grouped = [state.decoders[owner(plan, receiver, branch)] for branch in receiver.branches]
+        grouped = [state.decoders[owner(plan, receiver, branch)] for branch in plan.trained_branches(receiver)]
         return shared + (sum(size(decoder) for decoder in grouped) if receiver.decoder == "group" else 0)
 
     totals: dict[str, float] = {}
     examples: dict[str, int] = {}
     for reply in valid:
-        for branch in plan.receivers[reply.receiver].branches:
+        for branch in plan.trained_branches(plan.receivers[reply.receiver]):
             totals[branch.key] = totals.get(branch.key, 0.0) + reply.losses[branch.key] * reply.examples
             examples[branch.key] = examples.get(branch.key, 0) + reply.examples
     record.losses.update({key: total / examples[key] for key, total in totals.items()})

@@ -85,7 +85,12 @@ class FederationState:
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.items()}
         target = folder / f"state-{self.round:05d}.safetensors"
         replace_file(target, save(tensors))
-        index = {"round": self.round, "tensors": target.name, "history": [asdict(record) for record in self.history]}
+        index = {
+            "round": self.round,
+            "tensors": target.name,
+            "decoders": sorted(self.decoders),  # those without parameters are in no tensor's name
+            "history": [asdict(record) for record in self.history],
+        }
         replace_file(folder / "state.json", json.dumps(index).encode())
         for old in folder.glob("state-*.safetensors"):
             if old.name != target.name:
@@ -103,7 +108,7 @@ class FederationState:
             return None
         content = read_json(index, dict)
         with reading(index):
-            state = cls(content["round"], {}, {})
+            state = cls(content["round"], {}, {who: {} for who in content.get("decoders", [])})
             for record in content["history"]:
                 for key in ("failed", "rejected"):
                     record[key] = {int(receiver): why for receiver, why in record[key].items()}

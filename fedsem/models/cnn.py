@@ -7,13 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsem.errors import ScenarioError
-from fedsem.models.encoder import Encoder, ImageFormat
+from fedsem.models.encoder import FixedLength, ImageFormat
 from fedsem.models.glorot import glorot
 from fedsem.registry import register
 
 
 @register("encoder", "cnn")
-class Cnn(Encoder):
+class Cnn(FixedLength):
     """[S3] section II and figure 2: three 3x3 'same' convolutions (32, 64, 128), each ReLU + 2x2 max-pool + dropout;
     dense 512 with ReLU and dropout; dense nc, linear. Weights begin as `glorot` says. 1.15 million parameters at
     nc = 20 for 32x32x3 images.

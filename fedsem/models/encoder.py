@@ -27,7 +27,24 @@ class ImageFormat:
 
 
 class Encoder(Options):
-    """A network from raw images in [0, 1] to nc real numbers; standardisation is its own first step.
+    """A network from raw images in [0, 1] to real numbers on air; standardisation is its own first step."""
+
+    @property
+    def paints(self) -> bool:
+        """Whether receivers decode from a picture that the encoder's counterpart paints, rather than from numbers."""
+        return False
+
+    @abstractmethod
+    def uses(self, images: ImageFormat) -> int:
+        """nc, the most real numbers that are sent for an image."""
+
+    @abstractmethod
+    def build(self, images: ImageFormat) -> nn.Module:
+        """A new network (B, C, H, W) in [0, 1] -> (B, nc), initialised from torch's global generator."""
+
+
+class FixedLength(Encoder):
+    """An encoder that always sends nc numbers.
 
     Attributes:
         channel_uses: nc, real numbers sent for each image; at most 8,192, beyond the 3,072 of an image itself.
@@ -35,6 +52,5 @@ class Encoder(Options):
 
     channel_uses: Annotated[int, Field(ge=1, le=8_192)] = 20
 
-    @abstractmethod
-    def build(self, images: ImageFormat) -> nn.Module:
-        """A new network (B, C, H, W) in [0, 1] -> (B, nc), initialised from torch's global generator."""
+    def uses(self, images: ImageFormat) -> int:
+        return self.channel_uses

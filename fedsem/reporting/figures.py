@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fedsem.errors import FedsemError, closest
-from fedsem.reporting import constellation, over_psr, over_snr, pictures, training_curves
+from fedsem.reporting import constellation, over_mask_ratio, over_psr, over_snr, patches, pictures, training_curves
 from fedsem.reporting.style import Drawing
 from fedsem.reporting.words import Kind
 
@@ -33,12 +33,23 @@ class FigureKind:
 METRICS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "accuracy_vs_snr": ("classification", ("accuracy",)),
     "accuracy_vs_psr": ("classification", ("accuracy", "accuracy_vs_noise", "reached")),
-    "reconstruction_vs_snr": ("reconstruction", ("mse", "psnr_db")),
+    "reconstruction_vs_snr": ("reconstruction", ("mse", "psnr_db", "ssim", "lpips")),
     "reconstruction_vs_psr": ("reconstruction", ("mse", "psnr_db", "psnr_db_vs_noise", "reached")),
+    "reconstruction_vs_mask_ratio": ("reconstruction", ("mse", "psnr_db", "ssim", "lpips")),
+    "detection_vs_mask_ratio": ("detection", ("f1", "ap50", "ap")),
+    "detection_vs_snr": ("detection", ("f1", "ap50", "ap")),
+    "detection_vs_psr": ("detection", ("f1", "f1_vs_noise", "reached")),
+    "segmentation_vs_mask_ratio": ("segmentation", ("dice", "iou")),
+    "segmentation_vs_snr": ("segmentation", ("dice",)),
+    "segmentation_vs_psr": ("segmentation", ("dice", "dice_vs_noise", "reached")),
+    "keypoints_vs_mask_ratio": ("keypoints", ("pck", "keypoint_precision")),
+    "keypoints_vs_snr": ("keypoints", ("pck",)),
+    "keypoints_vs_psr": ("keypoints", ("pck", "pck_vs_noise", "reached")),
+    "accuracy_vs_mask_ratio": ("classification", ("accuracy",)),
     "sensing_vs_snr": ("sensing", ("accuracy", "detection_at_pfa_0.1", "range_accuracy")),
     "sensing_vs_psr": ("sensing", ("accuracy", "detection_at_pfa_0.1", "misses", "ghosts", "reached")),
 }
-"""Figure over SNR or PSR -> the kind of task that it shows, and the metrics, a panel each."""
+"""Figure over SNR, PSR or mask ratio -> the kind of task that it shows, and the metrics, a panel each."""
 
 
 def accuracy_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
@@ -81,9 +92,37 @@ def sample_pictures(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     return pictures.draw(samples)
 
 
+def sample_patches(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Kept patches, painted pictures and detections, for each mask ratio and way of choosing."""
+    return patches.draw(samples)
+
+
 def symbols(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """Symbols sent and received."""
     return constellation.draw(samples)
+
+
+def _over(name: str, title: str, hint: str) -> FigureKind:
+    """A figure of `METRICS` over what its name says."""
+    kind, metrics = METRICS[name]
+    module = {"snr": over_snr, "psr": over_psr, "mask_ratio": over_mask_ratio}[name.partition("_vs_")[2]]
+    return FigureKind(
+        title,
+        hint,
+        lambda table, samples: module.lacks(table, kind, metrics),
+        lambda table, samples: module.draw(table, kind, metrics),
+    )
+
+
+RATIO_HINT = (
+    "The further to the right, the fewer patches are sent: a good choice keeps its curve up, and the gap to random "
+    "patches is what the scorer gains; above it lie a greedy choice that knows the error, and the original image."
+)
+PATCH_SNR_HINT = (
+    "The better the channel, the more patches fit into the latency budget; the gap between scored and random patches "
+    "is what the scorer gains."
+)
+PATCH_PSR_HINT = "Damage counts as adversarial where it goes beyond that of noise of equal power, the line beside it."
 
 
 FIGURES: dict[str, FigureKind] = {
@@ -129,6 +168,17 @@ FIGURES: dict[str, FigureKind] = {
         lambda table, samples: over_psr.lacks(table, *METRICS["sensing_vs_psr"]),
         sensing_vs_psr,
     ),
+    "accuracy_vs_mask_ratio": _over("accuracy_vs_mask_ratio", "Accuracy over mask ratio", RATIO_HINT),
+    "reconstruction_vs_mask_ratio": _over("reconstruction_vs_mask_ratio", "Reconstruction over mask ratio", RATIO_HINT),
+    "detection_vs_mask_ratio": _over("detection_vs_mask_ratio", "Detection over mask ratio", RATIO_HINT),
+    "segmentation_vs_mask_ratio": _over("segmentation_vs_mask_ratio", "Segmentation over mask ratio", RATIO_HINT),
+    "keypoints_vs_mask_ratio": _over("keypoints_vs_mask_ratio", "Keypoints over mask ratio", RATIO_HINT),
+    "detection_vs_snr": _over("detection_vs_snr", "Detection over SNR", PATCH_SNR_HINT),
+    "segmentation_vs_snr": _over("segmentation_vs_snr", "Segmentation over SNR", PATCH_SNR_HINT),
+    "keypoints_vs_snr": _over("keypoints_vs_snr", "Keypoints over SNR", PATCH_SNR_HINT),
+    "detection_vs_psr": _over("detection_vs_psr", "Detection under attack", PATCH_PSR_HINT),
+    "segmentation_vs_psr": _over("segmentation_vs_psr", "Segmentation under attack", PATCH_PSR_HINT),
+    "keypoints_vs_psr": _over("keypoints_vs_psr", "Keypoints under attack", PATCH_PSR_HINT),
     "training": FigureKind(
         "Training",
         "Losses should have flattened by the last round; otherwise the run was too short for its figures to be final.",
@@ -141,6 +191,12 @@ FIGURES: dict[str, FigureKind] = {
         "to the latter and little to the former.",
         lambda table, samples: pictures.lacks(samples),
         sample_pictures,
+    ),
+    "patches": FigureKind(
+        "What is sent and what becomes of it",
+        "Grey patches were not sent: a good choice keeps what the tasks need; the rest is painted from them.",
+        lambda table, samples: patches.lacks(samples),
+        sample_patches,
     ),
     "constellation": FigureKind(
         "Symbols on air",

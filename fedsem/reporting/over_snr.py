@@ -21,6 +21,7 @@ from fedsem.reporting.rows import (
     is_clean,
     made_at,
     other_snr,
+    over_air,
     own_snr,
     pooled,
     select_made_at,
@@ -52,7 +53,7 @@ def lacks(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> str:
     if not tasks_of(table, kind):
         return f"no {kind} task was evaluated"
     rows = evaluated(table, kind)
-    rows = rows[rows["metric"].isin(metrics)]
+    rows = over_air(rows[rows["metric"].isin(metrics)], kind)
     if rows.loc[is_clean(rows), own_snr(kind)].notna().sum() == 0:
         return f"no {kind} task was evaluated without attack at any {'sensing ' if kind == 'sensing' else ''}SNR"
     return ""
@@ -66,7 +67,7 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
         kind: tasks to show.
         metrics: metrics to show, where the table has them.
     """
-    rows = with_words(evaluated(table, kind))
+    rows = with_words(over_air(evaluated(table, kind), kind))
     rows = rows[rows["metric"].isin(metrics) & rows[own_snr(kind)].notna()]
     clean, shown = rows[is_clean(rows)], [m for m in metrics if (rows["metric"] == m).any()]
     references = with_words(pooled(table, "reference"))

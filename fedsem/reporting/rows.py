@@ -20,6 +20,8 @@ FACETS = (
     "defense",
     "aggregator",
     "train_snr_db",
+    "selection",
+    "transport",
     "mask_ratio",
     "adversary_fraction",
     "f_assumed",
@@ -43,7 +45,13 @@ def task_kinds(table: pd.DataFrame) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for task, metrics in evaluated.groupby("task", sort=False)["metric"]:
         seen = set(metrics)
-        if "psnr_db" in seen:
+        if "f1" in seen:
+            kinds[str(task)] = "detection"
+        elif "dice" in seen:
+            kinds[str(task)] = "segmentation"
+        elif "pck" in seen:
+            kinds[str(task)] = "keypoints"
+        elif "psnr_db" in seen:
             kinds[str(task)] = "reconstruction"
         elif "misses" in seen:
             kinds[str(task)] = "sensing"
@@ -110,6 +118,16 @@ def evaluated(table: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     return rows[rows["task"].isin(tasks_of(table, kind))]
 
 
+def over_air(rows: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Rows that belong into figures over SNR. Where several mask ratios were measured, those of one SNR alone do not:
+    they belong into figures over mask ratio; and what the original image gives is no link."""
+    rows = rows[rows["selection"].fillna("") != "original"]
+    if rows["mask_ratio"].nunique() <= 1:
+        return rows
+    family = [rows[column].fillna("").astype(str) for column in ("task", "metric", "selection", "mask_ratio", "cell")]
+    return rows[rows.groupby(family)[own_snr(kind)].transform("nunique") > 1]
+
+
 def attacks(table: pd.DataFrame) -> list[str]:
     """Attacks of the run, without `none` and `noise`, in the order of the table."""
     names = table.loc[table["attack"].notna(), "attack"].unique()
@@ -173,6 +191,8 @@ def _word(facet: str, row: dict[str, Any]) -> str:
         return words.fading(_text(row, "channel"), value)
     if facet == "csi":
         return words.csi(_text(row, "fading"), value)
+    if facet == "selection":
+        return words.SELECTIONS.get(value, value)
     if facet in ("receiver", "encoder", "aggregator"):
         return value if facet == "receiver" else f"{value} {facet if facet == 'encoder' else 'aggregation'}"
     templates = {
@@ -180,6 +200,7 @@ def _word(facet: str, row: dict[str, Any]) -> str:
         "symbols": "{} symbols",
         "defense": "no defense" if value == "none" else "{} defense",
         "train_snr_db": "trained at {} dB",
+        "transport": "{} transport",
         "mask_ratio": "mask ratio {}",
         "adversary_fraction": "{} adversaries",
         "f_assumed": "f = {} assumed",

@@ -31,10 +31,20 @@ from fedsem.reporting.words import Kind, quantity
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy",),
-    "reconstruction": ("mse", "psnr_db"),
+    "reconstruction": ("mse", "psnr_db", "ssim", "lpips"),
     "sensing": ("accuracy", "detection_at_pfa_0.1"),
+    "detection": ("f1", "ap50", "ap"),
+    "segmentation": ("dice",),
+    "keypoints": ("pck",),
 }
-ATTACKED: dict[Kind, str] = {"classification": "accuracy", "reconstruction": "psnr_db", "sensing": "accuracy"}
+ATTACKED: dict[Kind, str] = {
+    "classification": "accuracy",
+    "reconstruction": "psnr_db",
+    "sensing": "accuracy",
+    "detection": "f1",
+    "segmentation": "dice",
+    "keypoints": "pck",
+}
 MOST_COLUMNS = 9
 MOST_SNR = 4
 

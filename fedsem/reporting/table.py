@@ -35,10 +35,14 @@ COLUMNS: dict[str, str] = {
     "snr_db": "Float64",
     "sensing_snr_db": "Float64",
     "channel_uses": "Int64",
+    "selection": "string",
+    "transport": "string",
     "mask_ratio": "Float64",
     "kept": "Float64",
     "bits": "Float64",
     "latency_s": "Float64",
+    "nominal_latency_s": "Float64",
+    "outage": "Float64",
     "attack": "string",
     "attack_params": "string",
     "objective": "string",
@@ -63,6 +67,9 @@ COLUMNS: dict[str, str] = {
     "n": "Int64",
 }
 """Column -> pandas dtype, in order (design section 5, and `cell`).
+
+Of an encoder that sends patches: `kept` patches arrive on average, `bits` and `latency_s` are means of what was sent,
+`nominal_latency_s` is that of [S0], Table I, `outage` the share of images that do not arrive.
 
 `cell` holds the settings of the scenario's `sweep`, such as ``link.encoder.channel_uses=20; channels.down=rayleigh``;
 it is empty without a sweep. `seed` is NA for a figure pooled over all seeds. `train_snr_db` is text, since a range is

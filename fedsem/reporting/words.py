@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Kind = Literal["classification", "reconstruction", "sensing"]
+Kind = Literal["classification", "reconstruction", "sensing", "detection", "segmentation", "keypoints"]
 
 CHANNELS = {"awgn": "AWGN", "rayleigh": "Rayleigh", "rician": "Rician", "sensing": "sensing channel"}
 CSI = {"none": "no CSI", "phase": "phase CSI", "zf": "ZF", "mmse": "MMSE"}
@@ -15,6 +15,14 @@ SITES = {"input": "at the input", "air": "over the air", "input+air": "at the in
 SHORT_SITES = {"input": "input", "air": "air", "input+air": "input + air"}
 ACRONYMS = {"fgsm", "pgd", "pgdl2", "eotpgd", "cw", "bim", "apgd", "fab", "uap", "mifgsm", "difgsm", "tifgsm"}
 NC = "nc\u00a0=\u00a0{}"
+SELECTIONS = {
+    "score": "Scored patches",
+    "random": "Random patches",
+    "uniform": "Even grid of patches",
+    "variance": "Patches of most variance",
+    "oracle": "Greedy oracle (upper reference)",
+    "original": "Original image",
+}
 REFERENCES = {
     "energy_detector": "Energy detector (theory)",
     "matched_filter": "Matched filter (theory)",
@@ -46,11 +54,12 @@ class Quantity(NamedTuple):
 
 def quantity(metric: str, kind: Kind | None = None) -> Quantity:
     """How `metric` of a task of that kind is shown; an unknown metric under its own name."""
-    for ending, words in (("_vs_noise", "{} beyond noise"), ("_change", "Change of {}")):
+    endings = (("_vs_noise", "{} beyond noise"), ("_vs_random", "{} beyond random"), ("_change", "Change of {}"))
+    for ending, words in endings:
         if metric.endswith(ending):
             base = quantity(metric.removesuffix(ending), kind)
             unit = "points" if base.share else base.unit
-            name = words.format(base.short if ending == "_vs_noise" else base.short[:1].lower() + base.short[1:])
+            name = words.format(base.short if ending != "_change" else base.short[:1].lower() + base.short[1:])
             return Quantity(f"{name} ({unit})" if unit else name, name, base.scale, base.digits, unit, False)
     if metric == "reached" and kind == "reconstruction":
         return Quantity("MSE to the target picture", "MSE to target", 1, 4, "", False)
@@ -60,6 +69,15 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         "ghosts": "Ghost targets",
         "range_accuracy": "Range accuracy",
         "reached": "Goal reached",
+        "f1": "F1 at IoU 0.5",
+        "detection_accuracy": "TP / (TP + FP + FN)",
+        "iou": "IoU of matched boxes" if kind == "detection" else "IoU of the mask",
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "dice": "Dice",
+        "pck": "Keypoints found (PCK)",
+        "keypoint_precision": "Keypoint precision",
     }
     if metric in known:
         return Quantity(f"{known[metric]} (%)", known[metric], 100, 1, "%", True)
@@ -70,6 +88,8 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         return Quantity("MSE (pixels in [0, 1])", "MSE", 1, 4, "", False)
     if metric == "psnr_db":
         return Quantity("PSNR (dB)", "PSNR", 1, 2, "dB", False)
+    if metric in ("ssim", "lpips"):
+        return Quantity(metric.upper(), metric.upper(), 1, 3, "", False)
     return Quantity(plain(metric), plain(metric), 1, 3, "", False)
 
 

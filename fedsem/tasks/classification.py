@@ -8,29 +8,35 @@ from torch.nn import functional as F
 
 from fedsem.channels.channel import Realisation
 from fedsem.models.mlp import mlp
+from fedsem.models.picture import ClassHead
 from fedsem.registry import register
-from fedsem.tasks.task import DecoderFormat, Share, Task
+from fedsem.tasks.task import DecoderFormat, Examples, Share, Task
 
 
 @register("task", "classification")
 class Classification(Task):
-    """Semantic validation of [S3] section II: dense nc, nc (ReLU), then one output per class; cross-entropy."""
+    """Semantic validation of [S3] section II: dense nc, nc (ReLU), then one output per class; cross-entropy.
+
+    Where the receiver's front end paints the picture (a MAE), the decoder is a small convolutional network.
+    """
 
     @property
     def headline(self) -> str:
         return "accuracy"
 
     def build(self, decoder: DecoderFormat) -> nn.Module:
+        if decoder.paints:
+            return ClassHead(decoder.classes)
         return mlp(decoder.width, (decoder.channel_uses, decoder.channel_uses), decoder.classes)
 
-    def truth(self, images: Tensor, labels: Tensor, realisation: Realisation) -> Tensor:
-        return labels
+    def truth(self, examples: Examples, realisation: Realisation) -> Tensor:
+        return examples.labels
 
     def goals(self, decoder: DecoderFormat, test_images: int) -> int:
         return decoder.classes
 
-    def aim(self, goal: int, images: Tensor, labels: Tensor) -> Tensor:
-        return torch.full_like(labels, goal)
+    def aim(self, goal: int, examples: Examples) -> Tensor:
+        return torch.full_like(examples.labels, goal)
 
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
         return cross_entropy(output, truth)

@@ -9,10 +9,13 @@ from fedsem.channels.channel import Realisation
 from fedsem.models.mlp import mlp
 from fedsem.registry import register
 from fedsem.tasks.classification import cross_entropy
-from fedsem.tasks.task import DecoderFormat, Share, Task
+from fedsem.tasks.task import DecoderFormat, Examples, Share, Task
 
 FALSE_ALARM_RATE = 0.1
 """P_FA at which the probability of detection is reported (design section 4)."""
+
+WIDEST = 256
+"""Neurons of the first layer at most: a MAE's waveform has tens of thousands of numbers."""
 
 
 @register("task", "sensing")
@@ -35,17 +38,18 @@ class Sensing(Task):
 
     def build(self, decoder: DecoderFormat) -> nn.Module:
         outputs = 1 + (decoder.range_bins if self.range else 1)
-        return mlp(decoder.width, (decoder.channel_uses, max(decoder.channel_uses // 2, 1)), outputs)
+        first = min(decoder.channel_uses, WIDEST)
+        return mlp(decoder.width, (first, max(first // 2, 1)), outputs)
 
-    def truth(self, images: Tensor, labels: Tensor, realisation: Realisation) -> Tensor:
+    def truth(self, examples: Examples, realisation: Realisation) -> Tensor:
         assert realisation.target is not None
         return realisation.target if self.range else realisation.target.clamp_max(1)
 
     def goals(self, decoder: DecoderFormat, test_images: int) -> int:
         return 1 + (decoder.range_bins if self.range else 1)
 
-    def aim(self, goal: int, images: Tensor, labels: Tensor) -> Tensor:
-        return torch.full_like(labels, goal)
+    def aim(self, goal: int, examples: Examples) -> Tensor:
+        return torch.full_like(examples.labels, goal)
 
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
         return cross_entropy(output, truth)

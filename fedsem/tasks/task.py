@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from fedsem.channels.channel import Realisation
@@ -23,6 +23,9 @@ class DecoderFormat:
         image_shape: channels, height, width.
         classes: number of labels.
         range_bins: bins of the sensing channel; 1 for other channels.
+        paints: whether decoders see the picture (..., 3, H, W) that a MAE painted, rather than received numbers.
+        categories: names of the categories of annotated objects.
+        keypoints: annotated keypoints of an object.
     """
 
     width: int
@@ -30,6 +33,37 @@ class DecoderFormat:
     image_shape: tuple[int, int, int]
     classes: int
     range_bins: int
+    paints: bool = False
+    categories: tuple[str, ...] = ()
+    keypoints: int = 0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images with all that is known of them.
+
+    Attributes:
+        images: in [0, 1], (B, C, H, W).
+        labels: their classes, (B,).
+        boxes: of annotated objects, (B, M, 5), laid out as `fedsem.models.detector.Detector` says.
+        keypoints: of the same objects, (B, M, K, 3): x, y in pixels and visibility.
+        segmentation: uint8 (B, H, W), 0 for background, else 1 + category.
+    """
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor | None = None
+    keypoints: Tensor | None = None
+    segmentation: Tensor | None = None
+
+    def at(self, index: Tensor | slice) -> Examples:
+        """Some of the examples."""
+        held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        picked: dict[str, Any] = {name: None if value is None else value[index] for name, value in held.items()}
+        return Examples(**picked)
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 class Share(NamedTuple):
@@ -43,15 +77,21 @@ class Task(Options):
     """A task of a receiver. Outputs have the shape (..., B, outputs), with leading dimensions for channel draws.
 
     Attributes:
-        weight: lambda; a receiver counts n_i * (sum of its tasks' lambda) in the shared average.
+        weight: lambda; a receiver counts n_i * (sum of its tasks' lambda) in the shared average. 0: the task is scored,
+            but trains nothing; for decoders that are trained already.
     """
 
-    weight: PositiveFloat = 1.0
+    weight: NonNegativeFloat = 1.0
 
     @property
     def is_sensing(self) -> bool:
         """Whether the task needs a sensing channel."""
         return False
+
+    @property
+    def needs(self) -> Literal["picture", "boxes", "keypoints", "segmentation"] | None:
+        """What the task cannot do without: a painted picture, or annotations (and then a picture too)."""
+        return None
 
     @property
     @abstractmethod
@@ -63,7 +103,7 @@ class Task(Options):
         """A new decoder (..., width) -> (..., outputs), initialised from torch's global generator."""
 
     @abstractmethod
-    def truth(self, images: Tensor, labels: Tensor, realisation: Realisation) -> Tensor:
+    def truth(self, examples: Examples, realisation: Realisation) -> Tensor:
         """What the decoder should say, broadcastable to (..., B)."""
 
     @abstractmethod
@@ -71,12 +111,17 @@ class Task(Options):
         """How many goals a targeted attack can choose from, numbered from 0."""
 
     @abstractmethod
-    def aim(self, goal: int, images: Tensor, labels: Tensor) -> Tensor:
-        """What a targeted attack wants the decoder to say, in the form of `truth`."""
+    def aim(self, goal: int, examples: Examples) -> Tensor:
+        """What a targeted attack wants the decoder to say of all test examples, in the form of `truth`."""
 
     @abstractmethod
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
         """Loss of each example, (..., B)."""
+
+    def objective(self, decoder: nn.Module, heard: Tensor, truth: Tensor) -> Tensor:
+        """The loss of a decoder on what its receiver's front end heard, (..., B): what training minimises and an attack
+        maximises."""
+        return self.loss(decoder(heard), truth)
 
     def calibrate(self, output: Tensor, truth: Tensor) -> float | None:
         """A decision threshold from clean outputs, for metrics that need one."""

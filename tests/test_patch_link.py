@@ -1,0 +1,353 @@
+"""A link that sends patches, from training to the table: airtime, outage, modes, attacks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tally
+
+from fedsem import run
+from fedsem.channels.channel import air_gain
+from fedsem.errors import ScenarioError
+from fedsem.evaluation.air import Air
+from fedsem.evaluation.airtime import airtime, most_patches
+from fedsem.evaluation.problem import LinkProblem
+from fedsem.evaluation.score import Scorer
+from fedsem.evaluation.trained import Mode, TrainedLink
+from fedsem.federation.state import owner
+from fedsem.models.mae_encoder import MaeEncoder
+from fedsem.plan import Plan, resolve
+from fedsem.registry import find
+from fedsem.scenario import check_scenario
+from fedsem.streams import Stream
+from fedsem.training import initial_parameters
+
+BASE: dict[str, Any] = {
+    "schema": 1,
+    "name": "patches",
+    "compute": {"engine": "local", "device": "cpu", "precision": "bf16"},
+    "data": {"kind": "digit_scenes", "train_scenes": 24, "test_scenes": 10},
+    "link": {"encoder": {"kind": "mae", "scorer": "small"}},
+    "channels": {"down": {"kind": "awgn"}},
+    "tasks": {
+        "picture": {"kind": "reconstruction", "error": "l1", "ssim": True, "weight": 10},
+        "mask": {"kind": "segmentation"},
+        "points": {"kind": "keypoints"},
+        "label": {"kind": "classification"},
+        "objects": {"kind": "detection"},
+    },
+    "receivers": {
+        "users": {
+            "count": 2,
+            "tasks": ["picture", "mask", "points", "label", "objects"],
+            "channel": "down",
+            "decoder": "group",
+        }
+    },
+    "train": {"batch": 6},
+    "federation": {"rounds": 1},
+    "evaluation": {
+        "draws": {"attack": 1, "score": 1},
+        "baselines": False,
+        "samples": 1,
+        "grids": [
+            {"snr_db": [10], "mask_ratio": [0.4, 0.8], "selection": ["score", "random"]},
+            {"snr_db": [10], "selection": ["original"]},
+        ],
+    },
+}
+
+
+def scenario(**changes: Any) -> dict[str, Any]:
+    return {**BASE, **changes}
+
+
+def encoder(**options: Any) -> dict[str, Any]:
+    return {"link": {"encoder": {"kind": "mae", "scorer": "small", **options}}}
+
+
+ONE = {"picture": {"kind": "reconstruction"}}
+USER = {"user": {"count": 1, "tasks": ["picture"], "channel": "down"}}
+
+
+def plan_of(**changes: Any) -> Plan:
+    return resolve(check_scenario(scenario(**changes)))
+
+
+def link_of(**changes: Any) -> TrainedLink:
+    """An untrained link of one reconstruction, with changes."""
+    plan = plan_of(**{"tasks": ONE, "receivers": USER, **changes})
+    shared, decoders = initial_parameters(plan, 0)
+    owned = {(r.id, b): (owner(plan, r, b), decoders[b.key]) for r in plan.receivers for b in r.branches}
+    return TrainedLink.build(plan, 0, shared, owned)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run(BASE, out=tmp_path_factory.mktemp("results"))
+
+
+def test_every_task_trains_and_is_measured(results: Any) -> None:
+    table: pd.DataFrame = results.table
+    losses = table[(table.stage == "federate") & (table.metric == "train_loss")]
+    assert set(losses.task) == {"picture", "mask", "points", "label"}
+    measured = table[(table.stage == "evaluate") & (table.selection == "score")]
+    told = {task: set(rows.metric) for task, rows in measured.groupby("task")}
+    assert {"mse", "psnr_db", "ssim", "masked_mse", "mean_colour_masked_mse", "mse_vs_random"} <= told["picture"]
+    assert {"f1", "iou", "detection_accuracy", "ap", "ap50", "ap75", "ap50_vs_random"} <= told["objects"]
+    assert {"dice", "iou"} <= told["mask"]
+    assert {"pck", "keypoint_precision", "heat_mse"} <= told["points"]
+    assert "accuracy" in told["label"]
+    assert (measured.transport == "digital").all()
+    assert set(measured.mask_ratio) == {0.4, 0.8}
+    assert set(measured.kept) == {118.0, 39.0}
+    assert (measured.outage == 0).all()
+
+
+def test_bits_are_those_of_what_is_sent(results: Any) -> None:
+    """Features of the kept patches and the class token at 8 bits, the mask's number, and the quantiser's range."""
+    rows = results.table[(results.table.stage == "evaluate") & (results.table.mask_ratio == 0.8)]
+    import math
+
+    mask = (math.comb(196, 39) - 1).bit_length()
+    assert set(rows.bits.dropna()) == {40 * 128 * 8 + mask + 64}
+    rate = math.log2(1 + 10)
+    np.testing.assert_allclose(rows.latency_s.dropna().astype(float), rows.bits.dropna().astype(float) / (1e6 * rate))
+    nominal = 224 * 224 * 3 * 8 * 0.2 / (1e6 * rate)
+    np.testing.assert_allclose(rows.nominal_latency_s.dropna().astype(float), nominal)
+
+
+def test_the_original_has_no_error(results: Any) -> None:
+    rows = results.table[(results.table.selection == "original") & (results.table.task == "picture")]
+    assert float(rows[rows.metric == "mse"].value.iloc[0]) == 0
+    assert float(rows[rows.metric == "ssim"].value.iloc[0]) == pytest.approx(1, abs=1e-4)
+
+
+def test_differences_to_random_patches_are_those_of_the_rows(results: Any) -> None:
+    rows = results.table[(results.table.stage == "evaluate") & (results.table.mask_ratio == 0.4)]
+
+    def value(selection: str, metric: str) -> float:
+        return float(
+            rows[(rows.selection == selection) & (rows.metric == metric) & (rows.task == "objects")].value.iloc[0]
+        )
+
+    for metric in ("f1", "ap50"):
+        assert value("score", f"{metric}_vs_random") == pytest.approx(
+            value("score", metric) - value("random", metric), abs=1e-9
+        )
+
+
+def test_the_report_shows_patches_and_curves(results: Any) -> None:
+    drawn = {path.stem for path in (results.folder / "figures").glob("*.png")}
+    assert {"patches", "detection_vs_mask_ratio", "reconstruction_vs_mask_ratio", "segmentation_vs_mask_ratio"} <= drawn
+
+
+def test_frozen_networks_are_no_parameters_that_travel(results: Any) -> None:
+    rows = results.table[(results.table.stage == "federate") & results.table.bytes_up.notna()]
+    plan = plan_of()
+    shared, decoders = initial_parameters(plan, 0)
+    assert decoders["objects@down"] == {}
+    assert decoders["picture@down"] == {}
+    size = sum(v.numel() * 4 for part in (shared, *decoders.values()) for v in part.values())
+    assert set(rows.bytes_up) == {2 * size}
+    assert size < 2e6  # without the MAE's 5.6 MB and the detector's 4.1 MB
+
+
+def test_a_latency_budget_decides_how_many_patches_are_sent() -> None:
+    """[S0] III-B at 0.15 s and 1 MHz with pixels, over AWGN: k(SNR) by the formula."""
+    link = link_of(**encoder(payload="pixels", latency_budget_s=0.15))
+    air, listener = Air(link), link.listeners[0]
+    counts = []
+    for snr_db in (-20.0, 0.0, 10.0, 25.0):
+        time = airtime(link, air, listener, snr_db)
+        bits = 0.15e6 * np.log2(1 + 10 ** (snr_db / 10))
+        assert float(time.bits.max()) <= bits
+        counts.append(int(time.received[0, 0]))
+        assert int(time.sent[0, 0]) == counts[-1]
+        if counts[-1]:
+            assert bool(time.arrived.all())
+            assert float(time.latency_s.max()) <= 0.15 + 1e-9
+    # 6,144 bits a patch: 2, 24 and 84 patches and the mask's bits; nothing at -20 dB would be 0.3 of a patch.
+    assert counts == [0, 24, 84, 196]
+
+
+def test_an_outage_shows_nothing_of_the_image() -> None:
+    link = link_of(**encoder(payload="pixels", latency_budget_s=0.15))
+    scores = Scorer(link, Air(link)).score(list(link.listeners), -20.0, {})
+    mse = tally(next(iter(scores.values())), "mse")
+    encoding = link.transmitter.encoder
+    assert isinstance(encoding, MaeEncoder)
+    blank = (link.images - encoding.blank).square().mean((1, 2, 3))
+    np.testing.assert_allclose(mse.numerator / mse.denominator, blank.double(), rtol=1e-5)
+    assert airtime(link, Air(link), link.listeners[0], -20.0).arrived.float().mean() == 0
+
+
+FADES = {"down": {"kind": "rayleigh", "csi": "zf"}}
+
+
+def test_over_fading_each_draw_has_its_own_number_of_patches() -> None:
+    link = link_of(
+        **encoder(latency_budget_s=0.02), channels=FADES, evaluation={**BASE["evaluation"], "draws": {"score": 16}}
+    )
+    air, listener = Air(link), link.listeners[0]
+    time = airtime(link, air, listener, 5.0)
+    gain = air_gain(air.score(listener).h, "complex").abs().square()[..., 0].double()
+    allowed = 0.02e6 * torch.log2(1 + gain * 10**0.5)
+    assert len(time.sent.unique()) > 5
+    assert bool((time.bits <= allowed + 1e-6).all())
+    assert torch.equal(time.arrived, time.sent > 0)  # perfect knowledge: what is sent arrives
+
+
+@pytest.mark.parametrize("options", [{"csi_error_db": 3.0}, {"csi_correlation": 0.7}])
+def test_a_transmitter_that_is_wrong_about_the_channel_loses_whole_images(options: dict[str, float]) -> None:
+    """It sends what it believes to fit; where less does, nothing arrives. Better knowledge, fewer outages."""
+    evaluation = {**BASE["evaluation"], "draws": {"score": 64}}
+    shares = []
+    for wrong in ({}, options):
+        link = link_of(**encoder(latency_budget_s=0.02, **wrong), channels=FADES, evaluation=evaluation)
+        air, listener = Air(link), link.listeners[0]
+        time = airtime(link, air, listener, 10.0)
+        gain = air.score(listener).h.abs().square()[..., 0].double()
+        fits = time.bits <= 0.02e6 * torch.log2(1 + 10 * gain)
+        assert torch.equal(time.arrived, fits & (time.sent > 0))
+        shares.append(float((~time.arrived).double().mean()))
+    assert shares[0] < 0.1 < shares[1] < 0.9
+
+
+def test_analogue_patches_do_not_depend_on_the_channel() -> None:
+    link = link_of(**encoder(transport="analog", latency_budget_s=0.005))
+    assert most_patches(link, -20.0) == most_patches(link, 30.0)
+    # 10,000 real uses: (1 + k) 128 + side information.
+    assert most_patches(link) == 75
+
+
+def test_noise_hurts_analogue_features_and_leaves_digital_ones_alone() -> None:
+    for transport, falls in (("analog", True), ("digital", False)):
+        link = link_of(**encoder(transport=transport))
+        scorer = Scorer(link, Air(link))
+        found = []
+        for snr_db in (20.0, -5.0):
+            mse = tally(next(iter(scorer.score(list(link.listeners), snr_db, {}).values())), "mse")
+            found.append(mse.numerator.sum() / mse.denominator.sum())
+        assert found[1] > 1.5 * found[0] if falls else found[1] == found[0]
+
+
+@pytest.mark.parametrize("site", ["input", "air"])
+def test_an_attack_hurts_beyond_noise(site: str) -> None:
+    """PGD on the picture, through the same encoder and scorer; against Gaussian noise of the same energy."""
+    link = link_of(**encoder(transport="analog"))
+    air = Air(link)
+    attack = find("attack", "pgd").model_validate({"steps": 4, "sites": [site], "objective": {"picture": 1}})
+    problem = LinkProblem(link, air, attack, 10.0, 10.0)  # type: ignore[arg-type]
+    problem.psr = 10 ** (-2.0)
+    delta = attack.perturb(problem, Stream(0))  # type: ignore[attr-defined]
+    noise = {name: torch.randn(value.shape, generator=Stream(1).torch()) for name, value in delta.items()}
+    noise = {
+        name: value
+        * (delta[name].flatten(1).norm(dim=1) / value.flatten(1).norm(dim=1)).view(-1, *[1] * (value.dim() - 1))
+        for name, value in noise.items()
+    }
+    scorer = Scorer(link, air)
+    mse = []
+    for perturbation in ({}, noise, delta):
+        found = tally(next(iter(scorer.score(list(link.listeners), 10.0, perturbation).values())), "mse")
+        mse.append(found.numerator.sum() / found.denominator.sum())
+    assert mse[0] <= mse[1] * 1.05
+    assert mse[2] > 1.15 * mse[1]
+
+
+def test_gradients_of_an_attack_are_finite_differences() -> None:
+    """At the antenna, through power, noise and the MAE's decoder."""
+    link = link_of(**encoder(transport="analog"))
+    attack = find("attack", "fgsm").model_validate({"sites": ["air"], "objective": {"picture": 1}})
+    problem = LinkProblem(link, Air(link), attack, 10.0, 10.0)  # type: ignore[arg-type]
+    start = {"air": torch.zeros_like(problem.sites["air"].clean)}
+    gradient = problem.gradient(start, 0)["air"]
+    along = torch.nn.functional.normalize(gradient, dim=1)
+    step = 0.3
+    with torch.no_grad():
+        ahead = problem.objective({"air": step * along}, 0)
+        behind = problem.objective({"air": -step * along}, 0)
+    np.testing.assert_allclose((ahead - behind) / (2 * step), (gradient * along).sum(1), rtol=0.1)
+
+
+def test_modes_share_everything_but_the_choice() -> None:
+    link = link_of()
+    one, other = (replace(link, mode=Mode(0.6, name)) for name in ("random", "random"))
+    index = torch.arange(4)
+    first, second = one.choice(index, 78), other.choice(index, 78)
+    assert first is not None
+    assert second is not None
+    assert first.lottery is not None
+    assert second.lottery is not None
+    assert torch.equal(first.lottery, second.lottery)
+    # The best k of one order are nested.
+    few = set(first.lottery[0].topk(39).indices.tolist())
+    assert few <= set(first.lottery[0].topk(78).indices.tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"link": {"encoder": {"kind": "cnn"}}}, "'tasks.mask'.*use the encoder 'mae'"),
+        ({"data": {"kind": "digits"}}, "reads pictures of 224x224"),
+        (
+            {"tasks": {**BASE["tasks"], "objects": {"kind": "detection", "weight": 0}},
+             "receivers": {"a": {"count": 1, "tasks": ["objects"], "channel": "down"},
+                           "b": {"count": 1, "tasks": ["picture", "mask", "points", "label"], "channel": "down"}}},
+            "train nothing",
+        ),
+        ({"tasks": {**BASE["tasks"], "mask": {"kind": "segmentation", "weight": 0}}}, "stay as it was initialised"),
+        ({"train": {"augment": ["flip"]}}, "would not move with the pictures"),
+        (
+            encoder(pretrained={"architecture": {"patch": 15}, "training": {"steps": 5}}),
+            "patches of 15 pixels do not divide",
+        ),
+        (encoder(pretrained="no/such/mae"), "cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_impossible_scenarios_are_refused_in_one_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        plan_of(**changes)
+    assert isinstance(caught.value, ScenarioError) or "cannot be loaded" in str(caught.value)
+
+
+def test_networks_are_trained_in_a_stage_of_their_own_and_kept(tmp_path: Path) -> None:
+    """A tiny MAE and a tiny detector on the scenario's own pictures; the second run takes the same files."""
+    tree = scenario(
+        data={"kind": "digit_scenes", "train_scenes": 16, "test_scenes": 4, "image_size": 64},
+        tasks={
+            "picture": {"kind": "reconstruction"},
+            "objects": {"kind": "detection", "pretrained": {"training": {"steps": 3, "batch": 4}}},
+        },
+        receivers={"user": {"count": 1, "tasks": ["picture", "objects"], "channel": "down"}},
+        evaluation={**BASE["evaluation"], "grids": [{"snr_db": [10]}]},
+        **encoder(
+            pretrained={
+                "architecture": {"width": 32, "layers": 1, "decoder_width": 32, "decoder_layers": 1},
+                "training": {"steps": 3, "batch": 4, "passes": 1},
+            }
+        ),
+    )
+    told: list[tuple[str, str, int, int]] = []
+    first = run(tree, out=tmp_path, progress=lambda *what: told.append(what))
+    assert {(stage, label) for stage, label, _, _ in told if stage == "pretrain"} == {
+        ("pretrain", "mae"),
+        ("pretrain", "detector"),
+    }
+    kept = sorted(path.name for path in (first.folder / "pretrained").iterdir())
+    assert [name.partition("-")[0] for name in kept] == ["detector", "mae"]
+    told.clear()
+    second = run(tree, out=tmp_path, progress=lambda *what: told.append(what))
+    assert not any(stage == "pretrain" for stage, *_ in told)
+    assert sorted(path.name for path in (second.folder / "pretrained").iterdir()) == kept
+    columns = ["stage", "task", "metric", "value"]
+    pd.testing.assert_frame_equal(first.table[columns], second.table[columns])
+    assert json.loads((first.folder / "manifest.json").read_text())["stages"][0]["stage"] == "pretrain"
