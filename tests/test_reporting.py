@@ -338,6 +338,9 @@ def text_of(figure: Figure) -> str:
 def test_columns_are_those_of_the_design_and_the_cell_after_the_seed() -> None:
     expected = DESIGN.split(", ")
     expected.insert(expected.index("seed") + 1, "cell")
+    # What a transmitter of patches adds: how it chooses and sends, and the paper's own latency beside the actual one.
+    expected[expected.index("mask_ratio") : expected.index("mask_ratio")] = ["selection", "transport"]
+    expected[expected.index("latency_s") + 1 : expected.index("latency_s") + 1] = ["nominal_latency_s", "outage"]
     assert list(COLUMNS) == expected
 
 
