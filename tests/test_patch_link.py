@@ -149,6 +149,14 @@ def test_the_report_shows_patches_and_curves(results: Any) -> None:
     assert {"patches", "detection_vs_mask_ratio", "reconstruction_vs_mask_ratio", "segmentation_vs_mask_ratio"} <= drawn
 
 
+def test_a_metric_that_cannot_be_measured_is_explained(results: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LPIPS needs weights that cannot be shipped: its column is empty, and the report says why."""
+    assert results.unmeasured() == []
+    tree = {**results.scenario, "tasks": {"picture": {"kind": "reconstruction", "lpips": True}}}
+    monkeypatch.setitem(results.__dict__, "scenario", tree)  # a cached property
+    assert "AlexNet" in results.warnings()[-1]
+
+
 def test_frozen_networks_are_no_parameters_that_travel(results: Any) -> None:
     rows = results.table[(results.table.stage == "federate") & results.table.bytes_up.notna()]
     plan = plan_of()

@@ -87,6 +87,7 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
             "results",
             "Results without attack",
             paragraph("Each number with its 95 % interval, pooled over seeds.", "soft"),
+            *(paragraph(sentence, "soft") for sentence in results.unmeasured()),
             _grids(clean(table)),
         ),
         section("attacks", "Results under attack", _grids(under_attack(table))),

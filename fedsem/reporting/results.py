@@ -163,7 +163,18 @@ class Results:
                     f"Receivers with a decoder that was never trained: {training.untrained}{cell}; they count in what "
                     "was measured. Use more rounds, a larger federation.fraction or decoder: group."
                 )
-        return sentences
+        return sentences + self.unmeasured()
+
+    def unmeasured(self) -> list[str]:
+        """Which metrics the scenario asked for that could not be measured, and why."""
+        tasks = self.scenario.get("tasks") or {}
+        wanted = [name for name, task in tasks.items() if isinstance(task, dict) and task.get("lpips")]
+        if not wanted or (self.table["metric"] == "lpips").any():
+            return []
+        return [
+            f"LPIPS of '{wanted[0]}' was not measured: it needs torchvision's AlexNet weights in torch's cache, where "
+            "calling torchvision.models.alexnet(weights='DEFAULT') once puts them if there is a network."
+        ]
 
     def __repr__(self) -> str:
         return f"Results({str(self.folder)!r})"
