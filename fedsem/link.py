@@ -110,6 +110,15 @@ class Transmitter(nn.Module):
         )
         return self._amplified(values.float(), used, selected)
 
+    def waveform(self, sent: Transmission, numbers: Tensor | None = None) -> Tensor:
+        """What a sensing channel reflects: x, or `numbers` that are laid out like it; the patches of a MAE stand at
+        their places in a frame of constant length (see `MaeEncoder.spread`)."""
+        x = sent.x if numbers is None else numbers
+        if sent.selected is None or sent.selected.kept is None:
+            return x
+        assert isinstance(self.encoder, MaeEncoder)
+        return self.encoder.spread(x, sent.selected.kept)
+
     def hear(self, received: Tensor, sent: Transmission) -> Tensor:
         """The receiver's front end: what decoders decode. (..., B, n) received numbers as they are, or the pictures
         (..., B, 3, H, W) in [0, 1] that a MAE paints from them."""

@@ -268,6 +268,11 @@ def _check_tasks(plan: Plan) -> None:
     objects = plan.dataset.train.objects
     for branch in plan.branches:
         task, where = plan.task(branch), f"In the scenario, 'tasks.{branch.task}'"
+        if task.is_sensing and plan.new_transmitter().digital:
+            raise ScenarioError(
+                f"{where}: a digital transmission has no waveform that a target could reflect; use "
+                "link.encoder.transport: analog."
+            )
         if task.needs is not None:
             if not scenario.link.encoder.paints:
                 raise ScenarioError(

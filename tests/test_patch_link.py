@@ -21,13 +21,14 @@ from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.score import Scorer
 from fedsem.evaluation.trained import Mode, TrainedLink
+from fedsem.federation.job import Job
 from fedsem.federation.state import owner
 from fedsem.models.mae_encoder import MaeEncoder
-from fedsem.plan import Plan, resolve
+from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
 from fedsem.streams import Stream
-from fedsem.training import initial_parameters
+from fedsem.training import ReceiverTask, initial_parameters, train_receiver
 
 BASE: dict[str, Any] = {
     "schema": 1,
@@ -286,6 +287,47 @@ def test_gradients_of_an_attack_are_finite_differences() -> None:
     np.testing.assert_allclose((ahead - behind) / (2 * step), (gradient * along).sum(1), rtol=0.1)
 
 
+def test_a_radar_senses_with_the_features_that_are_sent() -> None:
+    """Silence where nothing is sent, the same in training and evaluation; a target is found where the SNR is high."""
+    plan = plan_of(
+        **encoder(transport="analog", mask_ratio=0.8),
+        tasks={"target": {"kind": "sensing"}},
+        channels={"radar": {"kind": "sensing", "fading": "none", "geometry": "monostatic"}},
+        receivers={"radars": {"count": 1, "tasks": ["target"], "channel": "radar"}},
+        train={"batch": 6, "snr_db": 0},
+        federation={"kind": "none", "rounds": 3},
+        evaluation={"draws": {"score": 8}, "baselines": False},
+    )
+    job = Job(scenario_text(plan.scenario), 0, Path())
+    reply = train_receiver(plan, task_of(plan, job))
+    decoders = {(0, plan.branches[0]): ("0", reply.decoders["target@radar"])}
+    shared = {name: value + reply.delta[name] for name, value in job.state().shared.items()}
+    link = TrainedLink.build(plan, 0, shared, decoders)
+    right = tally(next(iter(Scorer(link, Air(link)).score(list(link.listeners), 0.0, {}).values())), "accuracy")
+    assert right.numerator.sum() / right.denominator.sum() > 0.9
+    with torch.no_grad():
+        sent = link.transmitter.send(link.images, link.choice(torch.arange(len(link.images)), 39))
+        frame, gated = (
+            link.transmitter.waveform(sent),
+            link.transmitter.send(link.images, link.choice(torch.arange(len(link.images)), 39), gates=True),
+        )
+    torch.testing.assert_close(frame, gated.x, atol=1e-3, rtol=1e-3)
+
+
+def task_of(plan: Plan, job: Job) -> ReceiverTask:
+    """What the only receiver is asked to do in the first round."""
+    state = job.state()
+    return ReceiverTask(
+        receiver=0,
+        seed=0,
+        round=1,
+        branches=dict.fromkeys(plan.branches, 1.0),
+        indices=np.tile(np.arange(24), 6),
+        shared=state.shared,
+        decoders={branch.key: state.decoders[f"central/{branch.key}"] for branch in plan.branches},
+    )
+
+
 def test_modes_share_everything_but_the_choice() -> None:
     link = link_of()
     one, other = (replace(link, mode=Mode(0.6, name)) for name in ("random", "random"))
@@ -319,6 +361,11 @@ def test_modes_share_everything_but_the_choice() -> None:
             "patches of 15 pixels do not divide",
         ),
         (encoder(pretrained="no/such/mae"), "cannot be loaded"),
+        (
+            {"tasks": {"target": {"kind": "sensing"}}, "channels": {"radar": {"kind": "sensing"}},
+             "receivers": {"radars": {"count": 1, "tasks": ["target"], "channel": "radar"}}},
+            "no waveform that a target could reflect",
+        ),
     ],
 )  # fmt: skip
 def test_impossible_scenarios_are_refused_in_one_sentence(changes: dict[str, Any], message: str) -> None:

@@ -136,10 +136,12 @@ class LinkProblem:
         transmitter, symbols = self.link.transmitter, plan.scenario.link.symbols
         if transmitter.digital:
             return transmitter.hear(sent.x.unsqueeze(0), sent)
+        if channel.is_sensing:
+            interference = None if "air" not in delta else transmitter.waveform(sent, delta["air"])
+            return channel.apply(transmitter.waveform(sent), realisation, self.snr[True], symbols, interference)
         uses = sent.x.shape[1] if symbols == "real" else sent.x.shape[1] // 2
-        snr_db, air = self.snr[channel.is_sensing], realisation.first(uses)
-        received = channel.apply(sent.x, air, snr_db, symbols, delta.get("air"))
-        return received if channel.is_sensing else transmitter.hear(received, sent)
+        air = realisation.first(uses)
+        return transmitter.hear(channel.apply(sent.x, air, self.snr[False], symbols, delta.get("air")), sent)
 
     def _realisation(self, listener: Listener, step: int) -> Realisation:
         if self._draws is None or self._draws[0] != step:

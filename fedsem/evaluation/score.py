@@ -177,13 +177,17 @@ class Scorer:
                 yield from self._painted_from_air(listener, snr_db, delta)
             return
         channel, symbols = self.link.plan.channel(listener.branch), self.link.plan.scenario.link.symbols
-        x, whole = self.sent(delta).x, self.air.score(listener)
+        sent, whole = self.sent(delta), self.air.score(listener)
+        x, interference = sent.x, delta.get("air")
+        if self.encoder is not None:
+            x = self.link.transmitter.waveform(sent)
+            interference = None if interference is None else self.link.transmitter.waveform(sent, interference)
         once = torch.ones(len(x), device=x.device)
         chunk = max(1, ROWS_AT_ONCE // len(x))
         for start in range(0, len(whole.noise), chunk):
             part = whole.draws(slice(start, start + chunk))
             with torch.no_grad():
-                received = channel.apply(x, part, snr_db, symbols, delta.get("air"))
+                received = channel.apply(x, part, snr_db, symbols, interference)
             yield Heard(received, self.everything, once, part)
 
     def _originals(self) -> Iterator[Heard]:

@@ -279,6 +279,14 @@ class MaeEncoder(nn.Module):
         painted = mae.decode(mae.encode(mae.unpatchify(sent), kept), kept).clamp(0, 1)
         return mae.unpatchify(torch.where(kept.mask(mae.patches).unsqueeze(-1), sent, mae.patchify(painted)))
 
+    def spread(self, numbers: Tensor, kept: Kept) -> Tensor:
+        """Numbers of kept patches (B, (1 + K) D) -> (B, (1 + L) D), each patch at its own place and silence elsewhere:
+        what a radar sees, whose receiver listens to the whole frame."""
+        tokens = numbers.unflatten(1, (-1, self.mae.width))
+        whole = numbers.new_zeros(len(numbers), self.mae.patches, self.mae.width)
+        place = kept.index.unsqueeze(-1).expand_as(tokens[:, 1:])
+        return torch.cat([tokens[:, :1], whole.scatter(1, place, tokens[:, 1:])], dim=1).flatten(1)
+
     def gated(self, images: Tensor, choice: Choice | None = None) -> tuple[Tensor, Selected]:
         """The twin of `choose` and `values` that passes gradients to the scorer: all patches, with gates.
 
