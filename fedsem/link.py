@@ -105,9 +105,7 @@ class Transmitter(nn.Module):
                 values, selected = self.encoder.values(images, kept), Selected(kept)
         if self.digital:
             return Transmission(values.float(), 1.0, selected)
-        used = (
-            values.shape[1] if selected.gate is None else (1 + selected.gate.detach().sum(1)) * self.encoder.mae.width
-        )
+        used = values.shape[1] if selected.gate is None else (1 + selected.gate.sum(1)) * self.encoder.mae.width
         return self._amplified(values.float(), used, selected)
 
     def waveform(self, sent: Transmission, numbers: Tensor | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from fedsem.errors import ScenarioError
 from fedsem.link import Transmitter
 from fedsem.models.detector_loss import truth_of
 from fedsem.models.encoder import ImageFormat
+from fedsem.models.mae_encoder import MaeOptions
 from fedsem.models.pretrained import stand_in
 from fedsem.pretraining import Wanted, wanted
 from fedsem.scenario import Federation, Scenario, Uniform, check_scenario, dump_scenario
@@ -210,6 +211,7 @@ def _check_networks(plan: Plan) -> None:
         )
     plan.new_transmitter()
     _check_tasks(plan)
+    _check_patches(plan)
     _check_groups(plan)
     if scenario.federation.kind == "flower":
         for seed in scenario.seeds:
@@ -301,6 +303,54 @@ def _check_tasks(plan: Plan) -> None:
             )
 
 
+def _check_patches(plan: Plan) -> None:
+    """What a transmitter of patches can and cannot do: better said now than after the training."""
+    scenario, encoder = plan.scenario, plan.scenario.link.encoder
+    grids = [(f"In the scenario, 'evaluation.grids.{i}", grid) for i, grid in enumerate(scenario.evaluation.grids)]
+    if not isinstance(encoder, MaeOptions):
+        for where, grid in grids:
+            for key in ("mask_ratio", "selection"):
+                if getattr(grid, key) is not None:
+                    raise ScenarioError(f"{where}.{key}': link.encoder '{encoder.kind}' sends no patches; remove it.")
+        return
+    if scenario.link.power != "per_example":
+        raise ScenarioError(
+            "In the scenario, 'link.power': patches are sent with power: per_example, since their number varies."
+        )
+    for name, channel in scenario.channels.items():
+        where = f"In the scenario, 'channels.{name}"
+        if getattr(channel, "decoder_csi", False):
+            raise ScenarioError(f"{where}.decoder_csi': what paints a picture takes no channel estimate; remove it.")
+        if encoder.digital and channel.fading_name == "fast":
+            raise ScenarioError(
+                f"{where}.fading': a digital transmission needs one gain for a whole picture; use fading: block."
+            )
+        if encoder.csi_correlation < 1 and channel.kind not in ("rayleigh", "awgn", "sensing"):
+            raise ScenarioError(
+                f"{where}': link.encoder.csi_correlation is the delay of a Rayleigh gain; use kind: rayleigh."
+            )
+    for where, grid in grids:
+        if grid.mask_ratio is not None and encoder.latency_budget_s is not None:
+            raise ScenarioError(
+                f"{where}.mask_ratio': link.encoder.latency_budget_s decides how many patches are sent; remove one of "
+                "the two."
+            )
+        attacks = [name for name in grid.attacks if name != "none"]
+        if "original" in (grid.selection or []) and (
+            attacks or any(task.is_sensing for task in scenario.tasks.values())
+        ):
+            raise ScenarioError(
+                f"{where}.selection': 'original' shows receivers the images themselves, which no attack on the link "
+                "and no radar meets; give it a grid of its own, without attacks and sensing tasks."
+            )
+        disturbs = [name for name in attacks if name != "noise" and "air" in scenario.attacks[name].sites]
+        if encoder.digital and disturbs:
+            raise ScenarioError(
+                f"In the scenario, 'attacks.{disturbs[0]}.sites': a digital transmission has no waveform that could be "
+                "disturbed; use link.encoder.transport: analog, or sites: [input]."
+            )
+
+
 def _check_groups(plan: Plan) -> None:
     first: dict[str, tuple[dict[str, torch.Size], str]] = {}
     for group in {receiver.group: receiver for receiver in plan.receivers if receiver.decoder == "group"}.values():
@@ -358,6 +408,7 @@ def describe(plan: Plan, branch: Branch) -> dict[str, Any]:
         "fading": channel.fading_name,
         "csi": channel.csi_name,
         "symbols": plan.scenario.link.symbols,
-        "channel_uses": plan.channel_uses,
+        # A digital transmission is counted in bits.
+        "channel_uses": None if getattr(plan.scenario.link.encoder, "digital", False) else plan.channel_uses,
         "train_snr_db": f"{snr.uniform[0]:g}..{snr.uniform[1]:g}" if isinstance(snr, Uniform) else f"{snr:g}",
     }

@@ -179,8 +179,12 @@ def weights_of(scenario: Scenario) -> dict[str, str]:
     for kind, plugin in (("mae", scenario.link.encoder), *(("detector", task) for task in scenario.tasks.values())):
         name = getattr(plugin, "pretrained", None)
         path = WEIGHTS / EMBEDDED[kind] if name == "embedded" else Path(str(name))
-        if isinstance(name, str) and path.is_file() and path.parent != data_folder() / "pretrained":
-            found[name] = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+        files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
+        if isinstance(name, str) and files and path.parent != data_folder() / "pretrained":
+            digest = hashlib.blake2b(digest_size=8)
+            for file in (file for file in files if file.is_file()):
+                digest.update(f"{file.name} ".encode() + hashlib.blake2b(file.read_bytes()).digest())
+            found[f"{kind} {name}"] = digest.hexdigest()
     return found
 
 
@@ -213,7 +217,7 @@ def _shape(progress: float) -> float:
 def _batches(data: DatasetOptions, options: Pretraining, stream: Stream, done: int) -> Iterator[tuple[int, Split]]:
     """The pictures of each step from `done` on."""
     fixed = None if data.composes else data.load().train
-    count = FRESH * options.passes // options.batch if fixed is None else max(1, len(fixed) // options.batch)
+    count = max(1, (FRESH * options.passes if fixed is None else len(fixed)) // options.batch)
     chunk, order, pictures = -1, np.empty(0, np.int64), fixed
     for step in range(done, options.steps):
         if step // count != chunk:

@@ -24,7 +24,10 @@ _TRAINING = (
     "channels", "data", "federation", "hooks", "link.py", "models", "plan.py", "scenario.py", "streams.py", "tasks",
     "training.py", "units.py",
 )  # fmt: skip
-_LIBRARIES = ("flwr-datasets", "numpy", "pillow", "scikit-learn", "scipy", "torch", "torchattacks", "torchvision")
+_LIBRARIES = (
+    *("flwr-datasets", "numpy", "pillow", "pycocotools", "scikit-learn", "scipy", "torch", "torchattacks"),
+    *("torchmetrics", "torchvision", "transformers"),
+)
 """Whose version can change a number: random streams, kernels, partitions, how a JPEG is decoded, attacks."""
 
 

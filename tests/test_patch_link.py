@@ -25,6 +25,7 @@ from fedsem.federation.job import Job
 from fedsem.federation.state import owner
 from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.pretraining import weights_of
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
 from fedsem.streams import Stream
@@ -84,7 +85,8 @@ def plan_of(**changes: Any) -> Plan:
 
 def link_of(**changes: Any) -> TrainedLink:
     """An untrained link of one reconstruction, with changes."""
-    plan = plan_of(**{"tasks": ONE, "receivers": USER, **changes})
+    bare = {"draws": {"attack": 1, "score": 1}, "baselines": False}
+    plan = plan_of(**{"tasks": ONE, "receivers": USER, "evaluation": bare, **changes})
     shared, decoders = initial_parameters(plan, 0)
     owned = {(r.id, b): (owner(plan, r, b), decoders[b.key]) for r in plan.receivers for b in r.branches}
     return TrainedLink.build(plan, 0, shared, owned)
@@ -198,12 +200,38 @@ def test_an_outage_shows_nothing_of_the_image() -> None:
     assert airtime(link, Air(link), link.listeners[0], -20.0).arrived.float().mean() == 0
 
 
+@pytest.mark.parametrize("transport", ["analog", "digital"])
+def test_where_not_even_one_patch_is_sent_nothing_is_seen(transport: str) -> None:
+    link = link_of(**encoder(transport=transport, mask_ratio=0.999))
+    air, listener = Air(link), link.listeners[0]
+    time = airtime(link, air, listener, 10.0)
+    assert not bool(time.arrived.any())
+    mse = tally(next(iter(Scorer(link, air).score([listener], 10.0, {}).values())), "mse")
+    encoding = link.transmitter.encoder
+    assert isinstance(encoding, MaeEncoder)
+    blank = (link.images - encoding.blank).square().mean((1, 2, 3))
+    np.testing.assert_allclose(mse.numerator / mse.denominator, blank.double(), rtol=1e-5)
+
+
+def test_other_weights_under_the_same_name_are_another_training(tmp_path: Path) -> None:
+    """A file, a folder of Hugging Face's format, and both shipped networks count, each for itself."""
+    embedded = weights_of(plan_of().scenario)
+    assert set(embedded) == {"mae embedded", "detector embedded"}
+    folder = tmp_path / "mae"
+    folder.mkdir()
+    (folder / "config.json").write_text("1")
+    named = check_scenario(scenario(**encoder(pretrained=str(folder))))
+    before = weights_of(named)
+    (folder / "config.json").write_text("2")
+    assert weights_of(named)[f"mae {folder}"] != before[f"mae {folder}"]
+
+
 FADES = {"down": {"kind": "rayleigh", "csi": "zf"}}
 
 
 def test_over_fading_each_draw_has_its_own_number_of_patches() -> None:
     link = link_of(
-        **encoder(latency_budget_s=0.02), channels=FADES, evaluation={**BASE["evaluation"], "draws": {"score": 16}}
+        **encoder(latency_budget_s=0.02), channels=FADES, evaluation={"baselines": False, "draws": {"score": 16}}
     )
     air, listener = Air(link), link.listeners[0]
     time = airtime(link, air, listener, 5.0)
@@ -217,7 +245,7 @@ def test_over_fading_each_draw_has_its_own_number_of_patches() -> None:
 @pytest.mark.parametrize("options", [{"csi_error_db": 3.0}, {"csi_correlation": 0.7}])
 def test_a_transmitter_that_is_wrong_about_the_channel_loses_whole_images(options: dict[str, float]) -> None:
     """It sends what it believes to fit; where less does, nothing arrives. Better knowledge, fewer outages."""
-    evaluation = {**BASE["evaluation"], "draws": {"score": 64}}
+    evaluation = {"baselines": False, "draws": {"score": 64}}
     shares = []
     for wrong in ({}, options):
         link = link_of(**encoder(latency_budget_s=0.02, **wrong), channels=FADES, evaluation=evaluation)
@@ -361,6 +389,31 @@ def test_modes_share_everything_but_the_choice() -> None:
             "patches of 15 pixels do not divide",
         ),
         (encoder(pretrained="no/such/mae"), "cannot be loaded"),
+        ({"link": {"encoder": {"kind": "mae"}, "power": "batch_average"}}, "patches are sent with power: per_example"),
+        ({"channels": {"down": {"kind": "rayleigh", "decoder_csi": True}}}, "takes no channel estimate"),
+        ({"channels": {"down": {"kind": "rayleigh", "fading": "fast"}}}, "one gain for a whole picture"),
+        (
+            {**encoder(latency_budget_s=0.1, csi_correlation=0.5),
+             "channels": {"down": {"kind": "rician", "k_factor": 3.0}}, "evaluation": {}},
+            "delay of a Rayleigh gain",
+        ),
+        (encoder(latency_budget_s=0.1), "remove one of the two"),
+        (
+            {"attacks": {"jam": {"kind": "pgd", "sites": ["air"]}},
+             "evaluation": {"grids": [{"attacks": ["jam"], "snr_db": [0], "psr_db": [-10]}]}},
+            "no waveform that could be disturbed",
+        ),
+        (
+            {"attacks": {"pgd": {"kind": "pgd"}},
+             "evaluation": {"grids": [{"attacks": ["pgd"], "snr_db": [0], "psr_db": [-9], "selection": ["original"]}]}},
+            "a grid of its own",
+        ),
+        (
+            {"link": {"encoder": {"kind": "cnn"}}, "data": {"kind": "digits"},
+             "tasks": {"label": {"kind": "classification"}},
+             "receivers": {"a": {"count": 1, "tasks": ["label"], "channel": "down"}}},
+            "'cnn' sends no patches",
+        ),
         (
             {"tasks": {"target": {"kind": "sensing"}}, "channels": {"radar": {"kind": "sensing"}},
              "receivers": {"radars": {"count": 1, "tasks": ["target"], "channel": "radar"}}},

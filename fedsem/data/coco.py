@@ -52,6 +52,12 @@ class Coco(DatasetOptions):
             raise DataError("Name both data.test_images_folder and data.test_annotations, or neither.")
         if self.test_images_folder is not None:
             test, others = _split(Path(self.test_images_folder), Path(str(self.test_annotations)), self.image_size)
+            points = [split.objects.keypoints.shape[1] for split in (whole, test) if split.objects is not None]
+            if len(set(points)) > 1:
+                raise DataError(
+                    f"'{self.test_annotations}' has {points[1]} keypoints of an object, '{self.annotations}' has "
+                    f"{points[0]}; use files of one set."
+                )
             if others != names:
                 raise DataError(
                     f"'{self.test_annotations}' has other categories than '{self.annotations}'; use files of one set."

@@ -41,8 +41,10 @@ class Air:
 
     def _draw(self, listener: Listener, draws: int, stream: Stream) -> Realisation:
         plan = self.link.plan
+        # Of a digital transmission only the gain matters; it is drawn first, and the same without the noise.
+        uses = 0 if self.link.transmitter.digital else plan.channel_uses
         # Drawn on the CPU: the same on every device.
         realisation = plan.channel(listener.branch).draw(
-            (draws, len(self.link.labels)), plan.channel_uses, plan.scenario.link.symbols, stream.torch()
+            (draws, len(self.link.labels)), uses, plan.scenario.link.symbols, stream.torch()
         )
         return realisation.to(plan.device)

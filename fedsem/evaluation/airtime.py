@@ -55,7 +55,7 @@ def airtime(link: TrainedLink, air: Air, listener: Listener, snr_db: float) -> A
         sent = torch.full_like(rate, kept_patches(payload.patches, ratio), dtype=torch.long)
         bits = _bits(payload, sent)
         nominal = nominal_latency(_image_bits(options, payload), ratio, bandwidth, snr_db)
-        return Airtime(sent, torch.ones_like(sent, dtype=torch.bool), bits, bits / (bandwidth * rate), nominal)
+        return Airtime(sent, sent > 0, bits, bits / (bandwidth * rate), nominal)
     sent = payload.most_digital(bandwidth * budget * known)
     bits = _bits(payload, sent)
     arrived = (sent > 0) & (bits <= bandwidth * budget * rate)

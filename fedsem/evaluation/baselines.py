@@ -55,7 +55,8 @@ def _detectors(link: TrainedLink, listener: Listener, snrs: Sequence[float]) -> 
     scenario = link.plan.scenario
     assert isinstance(channel, Sensing)
     covered = channel.range_bins == 1 and channel.path_loss == 0 and channel.direct_path_db is None
-    if not covered or scenario.link.power != "per_example":
+    # A transmitter of patches sends less than nc numbers.
+    if not covered or scenario.link.power != "per_example" or scenario.link.encoder.paints:
         return []
     # scipy takes a second to import, and few runs need it.
     from fedsem.evaluation.detectors import energy_detector_accuracy, matched_filter_accuracy
@@ -92,6 +93,8 @@ def _linear(link: TrainedLink, air: Air, listener: Listener, snrs: Sequence[floa
         Point({**columns, "encoder": None, "decoder": "mean_image", "snr_db": snr}, _mse(around.mean(1).unsqueeze(0)))
         for snr in snrs
     ]
+    if plan.scenario.link.encoder.paints:  # tens of thousands of components of as many pixels: no linear code is fitted
+        return points
     stream = Stream(link.seed).child("evaluate", "pca")
     with stream.fork(plan.device):
         _, _, basis = torch.pca_lowrank(train - mean, q=min(nc + 10, *train.shape), center=False, niter=4)

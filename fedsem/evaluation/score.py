@@ -114,7 +114,7 @@ class Scorer:
                 if aim is not None:
                     shares["reached"] = task.reached(output, truth, aim[heard.images])
                 # NaN has a largest entry too: without this a link that has broken down would score like chance.
-                broken = ~output.isfinite().flatten(2).all(-1)
+                broken = ~(output.isfinite().flatten(2).all(-1) & heard.inputs.isfinite().flatten(2).all(-1))
                 images = heard.images.cpu().numpy()
                 times = heard.times.double()
                 for metric, share in shares.items():
@@ -144,7 +144,8 @@ class Scorer:
         colour = (patches.mean(-1) * heard.kept.unsqueeze(-1)).sum(1) / visible
         flat = (patches - colour[:, None, :, None]).square().mean((-2, -1))
         error = torch.stack([mae.patchify((one.view_as(images) - images).square()).mean(-1) for one in output])
-        lost = (~heard.kept).float().expand(error.shape)
+        # Where nothing arrives there is no colour to compare with.
+        lost = (~heard.kept & heard.kept.any(1, keepdim=True)).float().expand(error.shape)
         return {
             "masked_mse": Share((error * lost).sum(-1), lost.sum(-1)),
             "mean_colour_masked_mse": Share((flat * lost).sum(-1), lost.sum(-1)),
@@ -195,8 +196,18 @@ class Scorer:
         for index in self.everything.split(PICTURES_AT_ONCE):
             yield self._of(self.link.images[index], index, torch.full_like(index, draws, dtype=torch.float32))
 
+    def _nothing(self) -> Iterator[Heard]:
+        """What is shown where not even one patch is sent."""
+        draws = self.link.plan.scenario.evaluation.draws.score
+        for index in self.everything.split(PICTURES_AT_ONCE):
+            pictures, kept = self._paint(index, torch.zeros_like(index), {})
+            yield self._of(pictures, index, torch.full_like(index, draws, dtype=torch.float32), kept)
+
     def _painted_from_air(self, listener: Listener, snr_db: float, delta: Perturbation) -> Iterator[Heard]:
         channel, symbols = self.link.plan.channel(listener.branch), self.link.plan.scenario.link.symbols
+        if not most_patches(self.link):
+            yield from self._nothing()
+            return
         sent, whole = self.sent(delta), self.air.score(listener)
         uses = sent.x.shape[1] if symbols == "real" else sent.x.shape[1] // 2
         for index in self.everything.split(PICTURES_AT_ONCE):

@@ -66,7 +66,9 @@ class MaeOptions(Encoder):
         partial_gates: share of the patches whose gate is drawn from (0, 1) in a training step, see there.
         mask_ratio: share of the patches that is not sent.
         train_mask_ratio: the same in training, a number or {uniform: [low, high]}, drawn for each batch.
-        selection: `score`, or one of the baselines in its stead.
+        selection: what chooses in evaluation: `score`, or one of the baselines. Training is always by score, and
+            trained decoders then know pictures of scored patches: beside random ones they compare the whole link, not
+            the choice alone (what is painted and a detector that is trained already compare the choice).
         transport: `digital` or `analog`.
         payload: what is sent of a patch: `features`, or the `pixels` themselves (digital only), which the receiver
             pastes back over what it painted.
@@ -305,11 +307,12 @@ class MaeEncoder(nn.Module):
             count = self._training_count() if choice is None else int(choice.count)
             partial = options.partial_gates if choice is None else 0.0
             gates = gate(self.scores(images), count, relaxation, options.temperature, partial)
-        features = mae.encode_gated(images, gates)
         pixels = None
         if options.payload == "pixels":
             pixels = quantised(mae.patchify(images), options.quantiser_bits, 0.0, 1.0)
-        elif options.digital:
+            images = mae.unpatchify(pixels)
+        features = mae.encode_gated(images, gates)
+        if options.payload == "features" and options.digital:
             features = self._quantised(features, gates)
         sent = features * nn.functional.pad(gates, (1, 0), value=1.0).unsqueeze(-1)
         return sent.flatten(1), Selected(None, gates, pixels)

@@ -211,6 +211,11 @@ def _from_hub(name: str) -> Mae:
             f"The MAE '{name}' cannot be loaded ({str(error).splitlines()[0]}); download it first "
             "(huggingface-cli download), name its folder, or use pretrained: embedded."
         ) from error
+    if config.norm_pix_loss:
+        raise DataError(
+            f"The MAE '{name}' paints patches of normalised pixels (norm_pix_loss), whose mean and contrast no "
+            "receiver knows; use one that was trained without."
+        )
     mae = Mae(config)
     mae.vitmae.load_state_dict(weights)
     return mae
