@@ -16,8 +16,11 @@ from fedsem.reporting.style import INK, VERMILLION, Drawing, house_style
 
 TILE = 1.25
 """Inches of a picture with the space around it."""
-MOST_RATIOS = 4
-ORDER = ("original", "oracle", "score", "variance", "uniform", "random")
+MOST_ROWS = 9
+"""Rows beside that of the original image."""
+ORDER = ("score", "random", "variance", "oracle", "uniform")
+"""Ways of choosing, the first to be shown first."""
+MOST_WAYS = 3
 COLUMNS = {"kept": "Patches sent", "painted": "Painted", "boxes": "Detected"}
 
 
@@ -38,8 +41,9 @@ def draw(samples: pd.DataFrame) -> Drawing:
     rows: list[tuple[str, pd.DataFrame]] = []
     if (chosen == "original").any():
         rows.append((words.SELECTIONS["original"], mine[chosen == "original"]))
-    for value in spread(values, MOST_RATIOS):
-        for name in ORDER[1:]:
+    names = [name for name in ORDER if (chosen == name).any()][:MOST_WAYS]
+    for value in spread(values, MOST_ROWS // max(1, len(names))):
+        for name in names:
             here = mine[(chosen == name) & (mine[over] == value)]
             if not here.empty:
                 where = words.snr(value, False) if adapts else f"mask ratio {words.number(value)}"
