@@ -18,6 +18,7 @@ from fedsem.channels.channel import air_gain
 from fedsem.errors import ScenarioError
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
+from fedsem.evaluation.evaluate import evaluate
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.score import Scorer
 from fedsem.evaluation.trained import Mode, TrainedLink
@@ -263,6 +264,22 @@ def test_analogue_patches_do_not_depend_on_the_channel() -> None:
     assert most_patches(link, -20.0) == most_patches(link, 30.0)
     # 10,000 real uses: (1 + k) 128 + side information.
     assert most_patches(link) == 75
+
+
+def test_the_table_counts_the_uses_of_an_analogue_transmission() -> None:
+    link = link_of(**encoder(transport="analog"))
+    points = evaluate(
+        link_with(link, {"grids": [{"snr_db": [10], "mask_ratio": [0.4, 0.8]}]}), lambda done, total: None
+    )
+    assert [point.columns["channel_uses"] for point in points.points] == [119 * 128, 40 * 128]
+    assert {point.columns["transport"] for point in points.points} == {"analog"}
+
+
+def link_with(link: TrainedLink, evaluation: dict[str, Any]) -> TrainedLink:
+    tree = scenario(
+        **encoder(transport="analog"), tasks=ONE, receivers=USER, evaluation={"baselines": False, **evaluation}
+    )
+    return replace(link, plan=replace(link.plan, scenario=check_scenario(tree)))
 
 
 def test_noise_hurts_analogue_features_and_leaves_digital_ones_alone() -> None:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from fedsem.evaluation.air import Air
-from fedsem.evaluation.airtime import airtime
+from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.baselines import reference_points
 from fedsem.evaluation.point import Point
 from fedsem.evaluation.problem import LinkProblem
@@ -277,13 +277,13 @@ class _Evaluation:
     def columns(self, key: Key, snr_db: float) -> dict[str, Any]:
         listener = next(one for one in self.link.listeners if _key(one) == key)
         return {
-            **self.sent(listener, snr_db),
             "stage": "evaluate",
             "round": self.link.plan.scenario.federation.rounds,
             "receiver": listener.group,
             **describe(self.link.plan, listener.branch),
             "decoder": self.link.plan.task(listener.branch).kind if encoder_paints(self.link, listener) else "mlp",
             "draws": self.evaluation.draws.score,
+            **self.sent(listener, snr_db),
         }
 
     def sent(self, listener: Listener, snr_db: float) -> dict[str, Any]:
@@ -295,7 +295,9 @@ class _Evaluation:
         if mode.selection == "original":
             return {"selection": "original", "mask_ratio": 0.0}
         time = airtime(self.link, self.air, listener, snr_db)
+        uses = {} if options.digital else {"channel_uses": encoder.mae.width * (1 + most_patches(self.link))}
         return {
+            **uses,
             "selection": mode.selection,
             "transport": options.transport,
             "mask_ratio": mode.mask_ratio,

@@ -230,8 +230,8 @@ def telling(rows: pd.DataFrame, without: Sequence[str] = ()) -> list[str]:
 
 
 def common(rows: pd.DataFrame) -> list[str]:
-    """The channel and nc of all rows in words, where all have the same."""
-    columns = ("air", "@channel_uses")
+    """The channel, nc and transport of all rows in words, where all have the same."""
+    columns = ("air", "@channel_uses", "@transport")
     return [word for column in columns if rows[column].nunique() == 1 and (word := str(rows[column].iloc[0]))]
 
 
