@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 from fedsem.data.cache import cached
 from fedsem.data.dataset import NOTHING, DataPath, DatasetOptions, Split
 from fedsem.data.objects import Objects
-from fedsem.data.picture import decode_picture
+from fedsem.data.picture import decode_pictures
 from fedsem.data.stratify import hold_out
 from fedsem.errors import DataError
 from fedsem.registry import register
@@ -86,7 +86,7 @@ def _split(folder: Path, annotations: Path, size: int) -> tuple[Split, tuple[str
             f"'{annotations}' lists {len(missing)} picture(s) that are not there, such as '{missing[0]}'; correct "
             "data.images, or take those entries out."
         )
-    images = cached(files, {"size": size}, lambda: _decoded(files, size))
+    images = cached(files, {"size": size}, lambda: decode_pictures(files, size))
     held: dict[Any, list[Mapping[str, Any]]] = {one["id"]: [] for one in pictures}
     for annotation in content["annotations"]:
         if annotation["image_id"] not in held:
@@ -109,16 +109,6 @@ def _json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"The annotations '{path}' have no list '{key}'; they should be COCO's instances JSON.")
     return content
-
-
-def _decoded(files: Sequence[Path], size: int) -> np.ndarray:
-    images = np.empty((len(files), 3, size, size), np.uint8)
-    for i, file in enumerate(files):
-        try:
-            images[i] = decode_picture(file, size)
-        except ValueError as error:
-            raise DataError(f"'{file}' is {error}; repair or remove the file.") from error
-    return images
 
 
 def _objects(

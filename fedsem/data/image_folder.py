@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from fedsem.data.cache import cached
 from fedsem.data.dataset import DataPath, DatasetOptions, Split
-from fedsem.data.picture import decode_picture
+from fedsem.data.picture import decode_pictures
 from fedsem.data.stratify import hold_out
 from fedsem.errors import DataError
 from fedsem.registry import register
@@ -62,7 +62,7 @@ class ImageFolder(DatasetOptions):
         )
 
     def _split(self, files: list[Path], labels: np.ndarray) -> Split:
-        images = cached(files, {"size": self.image_size}, lambda: _decode(files, self.image_size))
+        images = cached(files, {"size": self.image_size}, lambda: decode_pictures(files, self.image_size))
         return Split(images, labels)
 
 
@@ -84,13 +84,3 @@ def _samples(root: Path, folders: Sequence[str], classes: Sequence[str] = ()) ->
         files += found
         labels += [(classes or folders).index(name)] * len(found)
     return files, np.array(labels, np.int64)
-
-
-def _decode(files: list[Path], size: int) -> np.ndarray:
-    images = np.empty((len(files), 3, size, size), np.uint8)
-    for i, file in enumerate(files):
-        try:
-            images[i] = decode_picture(file, size)
-        except ValueError as error:
-            raise DataError(f"'{file}' is {error}; repair or remove the file.") from error
-    return images

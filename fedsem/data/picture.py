@@ -1,12 +1,15 @@
-"""One picture file to one array."""
+"""Picture files to arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
+
+from fedsem.errors import DataError
 
 
 def decode_picture(file: Path | BinaryIO, size: int) -> np.ndarray:
@@ -27,6 +30,21 @@ def decode_picture(file: Path | BinaryIO, size: int) -> np.ndarray:
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(picture).transpose(2, 0, 1)
+
+
+def decode_pictures(files: Sequence[Path], size: int) -> np.ndarray:
+    """Decode picture files to uint8 (N, 3, size, size), each as `decode_picture` does.
+
+    Raises:
+        DataError: one of them is not a picture, or is damaged.
+    """
+    images = np.empty((len(files), 3, size, size), np.uint8)
+    for i, file in enumerate(files):
+        try:
+            images[i] = decode_picture(file, size)
+        except ValueError as error:
+            raise DataError(f"'{file}' is {error}; repair or remove the file.") from error
+    return images
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
