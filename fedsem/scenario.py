@@ -298,7 +298,8 @@ class Scenario(Strict):
         attacks: adversaries, by names of your choice.
         defenses: what stands against them, by names of your choice.
         use: which of them are active in training.
-        sweep: dotted keys and lists of values; one training for each combination.
+        sweep: dotted keys and lists of values; one training for each combination. What must be set together has a name
+            of its own: {trained_for: {picture: {tasks.mask.weight: 0}, mask: {tasks.picture.weight: 0}}}.
         evaluation: what is measured after training.
     """
 
@@ -319,7 +320,14 @@ class Scenario(Strict):
     attacks: dict[Name, Annotated[Any, Plugin("attack")]] = {}
     defenses: dict[Name, Annotated[Any, Plugin("defense")]] = {}
     use: Use = Use()
-    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    sweep: dict[
+        str,
+        Annotated[
+            Annotated[list[Any], Field(min_length=1), Tag("values")]
+            | Annotated[dict[Name, dict[str, Any]], Field(min_length=1), Tag("named")],
+            Discriminator(lambda value: "named" if isinstance(value, Mapping) else "values"),
+        ],
+    ] = {}
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -330,7 +338,7 @@ class Scenario(Strict):
             "use.attacks": self.use.attacks,
             "use.defenses": self.use.defenses,
             **{f"receivers.{group}.tasks": receivers.tasks for group, receivers in self.receivers.items()},
-            **{f"sweep.{path}": values for path, values in self.sweep.items()},
+            **{f"sweep.{path}": values for path, values in self.sweep.items() if isinstance(values, list)},
         }
         for path, values in lists.items():
             if (twice := _twice(values)) is not None:
@@ -358,22 +366,30 @@ class Scenario(Strict):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
         used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}
-        for i, path in enumerate(self.sweep):
-            for earlier in list(self.sweep)[:i]:
+        swept = [(where, path) for axis, values in self.sweep.items() for where, path in _swept(axis, values)]
+        for i, (where, path) in enumerate(swept):
+            for there, earlier in swept[:i]:
                 if earlier.startswith(f"{path}."):
-                    raise WrongKey(f"sweep.{path}", f"would undo 'sweep.{earlier}'; write it before that key")
+                    raise WrongKey(where, f"would undo '{there}'; write it before that key")
             parts = path.split(".")
             if parts[0] == "channels" and len(parts) > 1 and parts[1] in self.channels and parts[1] not in used:
-                raise WrongKey(f"sweep.{path}", f"no receiver uses the channel '{parts[1]}'")
-            if path.partition(".")[0] in ("schema", "name", "description", "seeds", "sweep"):
-                raise WrongKey(f"sweep.{path}", "this key cannot be swept")
+                raise WrongKey(where, f"no receiver uses the channel '{parts[1]}'")
+            if parts[0] in ("schema", "name", "description", "seeds", "sweep"):
+                raise WrongKey(where, "this key cannot be swept")
             if path in ("compute", "compute.engine", "compute.workers"):
-                raise WrongKey(f"sweep.{path}", "one engine runs the whole sweep; name it in 'compute'")
+                raise WrongKey(where, "one engine runs the whole sweep; name it in 'compute'")
         for attack in self.use.attacks:
             _known("use.attacks", "attack", attack, self.attacks)
         for defense in self.use.defenses:
             _known("use.defenses", "defense", defense, self.defenses)
         return self
+
+
+def _swept(axis: str, values: list[Any] | Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Where a sweep names keys of the scenario, and which."""
+    if isinstance(values, list):
+        return [(f"sweep.{axis}", axis)]
+    return [(f"sweep.{axis}.{name}.{path}", path) for name, settings in values.items() for path in settings]
 
 
 def _known(path: str, what: str, name: str, known: Any) -> None:

@@ -1,4 +1,5 @@
-"""A sweep: one scenario for each combination of the values that it lists for some of its keys."""
+"""A sweep: one scenario for each combination of the values that it lists for some of its keys, or of the settings that
+it names."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from fedsem.strict import Strict
 
 
 class Cell(Strict):
-    """One combination of the values in `sweep`: its settings and the scenario tree with them in place."""
+    """One combination of `sweep`: the value or name that each of its keys has, and the scenario tree with them in
+    place."""
 
     settings: dict[str, Any]
     tree: dict[str, Any]
@@ -42,8 +44,10 @@ def cells(scenario: Scenario) -> list[Cell]:
     for values in product(*scenario.sweep.values()):
         cell = Cell(settings=dict(zip(scenario.sweep, values, strict=True)), tree=whole)
         with cell.named():
-            for path, value in cell.settings.items():
-                cell = cell.model_copy(update={"tree": assign(cell.tree, path.split("."), value)})
+            for axis, value in cell.settings.items():
+                listed = scenario.sweep[axis]
+                for path, setting in ({axis: value} if isinstance(listed, list) else listed[value]).items():
+                    cell = cell.model_copy(update={"tree": assign(cell.tree, path.split("."), setting)})
         combinations.append(cell)
     return combinations
 

@@ -212,6 +212,15 @@ def test_the_base_is_valid() -> None:
         ("sweep", {"train.snr_db": [3, NAN]}, "'sweep.train.snr_db.1': should be a finite number, not .nan."),
         ("sweep", {"train.snr_db": [3, "x"]}, "With sweep.train.snr_db = 'x': In the scenario, 'train.snr_db': should"),
         ("sweep", {"train.epochs.x": [1]}, "With sweep.train.epochs.x = 1: 'train.epochs' is 1, not a mapping"),
+        ("sweep", {"shape": {}}, "'sweep.shape': has too few items: {}."),
+        ("sweep", {"shape": {"a": 3}}, "'sweep.shape.a': should be a mapping, not 3."),
+        ("sweep", {"shape": {"a": {"seeds": [1]}}}, "'sweep.shape.a.seeds': this key cannot be swept."),
+        ("sweep", {"shape": {"a": {}, "b": {}}}, "'sweep': this is the same as shape = 'a'; remove one of them."),
+        (
+            "sweep",
+            {"shape": {"a": {"link.encodr.x": 8}}},
+            "With sweep.shape = 'a': In the scenario, 'link.encodr': unk",
+        ),
         ("sweep", {"evaluation.grids.3": [{}]}, "'evaluation.grids' has no item '3'; it has 1, numbered from 0."),
     ],
 )
@@ -395,6 +404,21 @@ def test_a_part_of_what_is_swept_is_set_after_it() -> None:
     assert [(one.kind, one.fading) for one in kinds] == [
         ("rayleigh", "block"), ("rayleigh", "fast"), ("rician", "block"), ("rician", "fast")
     ]  # fmt: skip
+
+
+def test_settings_with_a_name_are_set_together() -> None:
+    named = {"small": {"link.encoder.channel_uses": 8, "link.symbols": "complex"}, "as_it_is": {}}
+    checked = check_scenario(base(sweep={"size": named, "train.batch": [16, 32]}))
+    found = [(cell.settings, check_scenario(cell.tree)) for cell in cells(checked)]
+    assert [chosen for chosen, _ in found] == [
+        {"size": size, "train.batch": batch} for size in named for batch in (16, 32)
+    ]
+    plain = check_scenario(base())
+    for chosen, cell in found:
+        small = chosen["size"] == "small"
+        assert cell.train.batch == chosen["train.batch"]
+        assert cell.link.encoder.channel_uses == (8 if small else plain.link.encoder.channel_uses)
+        assert cell.link.symbols == ("complex" if small else plain.link.symbols)
 
 
 def test_a_setting_does_not_run_through_a_sweep_that_is_none() -> None:
