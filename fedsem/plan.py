@@ -146,8 +146,15 @@ class Plan:
         return self.train_examples.images[torch.arange(count, device=self.device) * total // count].float() / 255
 
     def trained_branches(self, receiver: Receiver) -> tuple[Branch, ...]:
-        """Those of a receiver's branches that it learns from; tasks of weight 0 are only scored."""
-        return tuple(branch for branch in receiver.branches if self.task(branch).weight)
+        """Those of a receiver's branches that it trains with. Others, which have weight 0 and a decoder with nothing to
+        learn, are only scored."""
+        return tuple(branch for branch in receiver.branches if self.task(branch).weight or branch in self._learning)
+
+    @cached_property
+    def _learning(self) -> frozenset[Branch]:
+        """Branches whose decoders have parameters."""
+        with torch.random.fork_rng(devices=[]):
+            return frozenset(b for b in self.branches if any(True for _ in self.new_decoder(b).parameters()))
 
 
 def examples_of(split: Split, device: torch.device) -> Examples:
@@ -292,14 +299,12 @@ def _check_tasks(plan: Plan) -> None:
                     f"In the scenario, 'train.augment': boxes and masks of '{branch.task}' would not move with the "
                     "pictures; remove it."
                 )
-        trainable = any(True for _ in plan.new_decoder(branch).parameters())
-        if not task.weight and trainable:
-            raise ScenarioError(f"{where}: with weight 0 its decoder would stay as it was initialised; raise it.")
+        plan.new_decoder(branch)
     for receiver in {receiver.group: receiver for receiver in plan.receivers}.values():
-        if not plan.trained_branches(receiver):
+        if not any(plan.task(branch).weight for branch in receiver.branches):
             raise ScenarioError(
-                f"In the scenario, 'receivers.{receiver.group}.tasks': all of them have weight 0, so that these "
-                "receivers train nothing; add a task or raise a weight."
+                f"In the scenario, 'receivers.{receiver.group}.tasks': all of them have weight 0, so that the shared "
+                "encoder learns nothing from these receivers; add a task or raise a weight."
             )
 
 

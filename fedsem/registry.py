@@ -30,10 +30,16 @@ GROUPS = ("attack", "defense", "channel", "task", "dataset", "partition", "encod
 
 
 class Options(Strict):
-    """Frozen options of a plug-in; an unknown option is an error. `kind` and `group` are set by `register`."""
+    """Frozen options of a plug-in; an unknown option is an error. `kind` and `group` are set by `register`.
+
+    Attributes:
+        evaluation_only: names of options of encoders and tasks that training does not read: scenarios that differ in
+            these alone share a training.
+    """
 
     kind: ClassVar[str]
     group: ClassVar[str]
+    evaluation_only: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:

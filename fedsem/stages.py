@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -30,6 +30,7 @@ from fedsem.files import read_json, replace_file
 from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.pretraining import weights_of
 from fedsem.provenance import evaluation_code, training_code
+from fedsem.registry import Options
 from fedsem.reporting import table
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import write_samples
@@ -184,6 +185,9 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     label = f"cell{number}-seed{seed}"
     outside = ("name", "description", "seeds", "compute", "evaluation", "attacks")
     training = {key: content[key] for key in content if key not in outside}
+    link, tasks = plan.scenario.link, plan.scenario.tasks
+    training["link"] = {**content["link"], "encoder": _trained_by(link.encoder, content["link"]["encoder"])}
+    training["tasks"] = {name: _trained_by(task, content["tasks"][name]) for name, task in tasks.items()}
     # The engine and its workers do not change a number; the device does, whatever `auto` stands for here.
     compute = {key: content["compute"][key] for key in ("precision", "execution")} | {"device": str(plan.device)}
     active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
@@ -193,8 +197,13 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
         decisive.append(weights)
     key = json.dumps(decisive, sort_keys=True)
     job = Job(text, seed, store.stage("checkpoints", key, f"seed{seed}"))
-    both = json.dumps([key, content["attacks"], content["evaluation"], data.test.fingerprint], sort_keys=True)
+    measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
+    both = json.dumps([key, *measured, data.test.fingerprint], sort_keys=True)
     return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
+
+
+def _trained_by(options: Options, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in options.evaluation_only}
 
 
 def _reuse(units: Sequence[Unit], folder: Path) -> None:

@@ -32,7 +32,8 @@ class ReceiverTask:
         receiver: its id.
         seed: the run's seed.
         round: number of the round, from 1.
-        branches: its tasks and their channels, with the weight of each in its loss.
+        branches: its tasks and their channels, with the weight of each in its loss; 0: its decoder learns, the encoder
+            does not.
         indices: its training images.
         shared: parameters of the encoder.
         decoders: parameters of its decoders, by branch key.
@@ -120,7 +121,8 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     """One round of one receiver: `train.epochs` passes over its images.
 
     Its loss is sum_t lambda_t L_t / sum_t lambda_t over its branches, plus mu/2 ||w - w_global||^2 over the encoder:
-    normalised, because lambda also weighs the receiver in the shared average (design section 4).
+    normalised, because lambda also weighs the receiver in the shared average (design section 4). Decoders of tasks with
+    lambda = 0 learn from L_t, of which no gradient goes further back.
     """
     config, device = plan.scenario.train, plan.device
     stream = Stream(task.seed).child("train", task.receiver, task.round)
@@ -165,9 +167,10 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                     else:
                         received = heard
                     truth = objective.truth(batch, realisation)
-                    with transmitter.autocast(received, painted=plan.decoder_format(branch).paints):
-                        losses = objective.objective(decoders[branch], received, truth).float()
-                    loss = loss + weight / total_weight * losses.mean()
+                    decoded = received if weight else received.detach()
+                    with transmitter.autocast(decoded, painted=plan.decoder_format(branch).paints):
+                        losses = objective.objective(decoders[branch], decoded, truth).float()
+                    loss = loss + (weight / total_weight if weight else 1.0) * losses.mean()
                     sums[branch] += losses.detach().mean() * len(chosen)
                 if anchor:
                     drift = sum((p - p0).square().sum() for p, p0 in zip(transmitter.parameters(), anchor, strict=True))

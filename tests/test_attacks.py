@@ -375,7 +375,7 @@ def score(
     link: TrainedLink, air: Air, task: str, delta: Perturbation, made: Evasion | None = None, snr_db: float = SNR_DB
 ) -> dict[str, Tally]:
     listeners = [one for one in link.listeners if one.branch.task == task]
-    scored = next(iter(Scorer(link, air).score(listeners, snr_db, delta, made).values()))
+    scored = next(iter(Scorer(link, air).score(listeners, [snr_db], delta, made)[0].values()))
     return {name: tally(scored, name) for name in scored}
 
 
@@ -441,9 +441,9 @@ def test_the_adversary_passes_its_own_gain_and_the_receivers_equaliser(name: str
     air = Air(link)
     scorer = Scorer(link, air)
     delta = {"air": torch.randn((4, 8), generator=torch.Generator().manual_seed(0))}
-    scorer.score(list(link.listeners), 5.0, {})
+    scorer.score(list(link.listeners), [5.0], {})
     clean = ear.inputs[-1]
-    scorer.score(list(link.listeners), 5.0, delta)
+    scorer.score(list(link.listeners), [5.0], delta)
     added = (ear.inputs[-1] - clean).double()
     drawn = air.score(link.listeners[0])
     h, g = drawn.h.to(torch.complex128), drawn.g.to(torch.complex128)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tally
+from torch import Tensor
 
 from fedsem import run
 from fedsem.channels.channel import air_gain
@@ -24,11 +25,14 @@ from fedsem.evaluation.score import Scorer
 from fedsem.evaluation.trained import Mode, TrainedLink
 from fedsem.federation.job import Job
 from fedsem.federation.state import owner
+from fedsem.link import Transmission, Transmitter
 from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import Plan, resolve, scenario_text
 from fedsem.pretraining import weights_of
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
+from fedsem.stages import plans_of, prepare
+from fedsem.store import Store
 from fedsem.streams import Stream
 from fedsem.training import ReceiverTask, initial_parameters, train_receiver
 
@@ -192,7 +196,7 @@ def test_a_latency_budget_decides_how_many_patches_are_sent() -> None:
 
 def test_an_outage_shows_nothing_of_the_image() -> None:
     link = link_of(**encoder(payload="pixels", latency_budget_s=0.15))
-    scores = Scorer(link, Air(link)).score(list(link.listeners), -20.0, {})
+    scores = Scorer(link, Air(link)).score(list(link.listeners), [-20.0], {})[0]
     mse = tally(next(iter(scores.values())), "mse")
     encoding = link.transmitter.encoder
     assert isinstance(encoding, MaeEncoder)
@@ -207,7 +211,7 @@ def test_where_not_even_one_patch_is_sent_nothing_is_seen(transport: str) -> Non
     air, listener = Air(link), link.listeners[0]
     time = airtime(link, air, listener, 10.0)
     assert not bool(time.arrived.any())
-    mse = tally(next(iter(Scorer(link, air).score([listener], 10.0, {}).values())), "mse")
+    mse = tally(next(iter(Scorer(link, air).score([listener], [10.0], {})[0].values())), "mse")
     encoding = link.transmitter.encoder
     assert isinstance(encoding, MaeEncoder)
     blank = (link.images - encoding.blank).square().mean((1, 2, 3))
@@ -288,7 +292,7 @@ def test_noise_hurts_analogue_features_and_leaves_digital_ones_alone() -> None:
         scorer = Scorer(link, Air(link))
         found = []
         for snr_db in (20.0, -5.0):
-            mse = tally(next(iter(scorer.score(list(link.listeners), snr_db, {}).values())), "mse")
+            mse = tally(next(iter(scorer.score(list(link.listeners), [snr_db], {})[0].values())), "mse")
             found.append(mse.numerator.sum() / mse.denominator.sum())
         assert found[1] > 1.5 * found[0] if falls else found[1] == found[0]
 
@@ -311,7 +315,7 @@ def test_an_attack_hurts_beyond_noise(site: str) -> None:
     scorer = Scorer(link, air)
     mse = []
     for perturbation in ({}, noise, delta):
-        found = tally(next(iter(scorer.score(list(link.listeners), 10.0, perturbation).values())), "mse")
+        found = tally(next(iter(scorer.score(list(link.listeners), [10.0], perturbation)[0].values())), "mse")
         mse.append(found.numerator.sum() / found.denominator.sum())
     assert mse[0] <= mse[1] * 1.05
     assert mse[2] > 1.15 * mse[1]
@@ -348,7 +352,7 @@ def test_a_radar_senses_with_the_features_that_are_sent() -> None:
     decoders = {(0, plan.branches[0]): ("0", reply.decoders["target@radar"])}
     shared = {name: value + reply.delta[name] for name, value in job.state().shared.items()}
     link = TrainedLink.build(plan, 0, shared, decoders)
-    right = tally(next(iter(Scorer(link, Air(link)).score(list(link.listeners), 0.0, {}).values())), "accuracy")
+    right = tally(next(iter(Scorer(link, Air(link)).score(list(link.listeners), [0.0], {})[0].values())), "accuracy")
     assert right.numerator.sum() / right.denominator.sum() > 0.9
     with torch.no_grad():
         sent = link.transmitter.send(link.images, link.choice(torch.arange(len(link.images)), 39))
@@ -375,17 +379,79 @@ def task_of(plan: Plan, job: Job) -> ReceiverTask:
 
 def test_modes_share_everything_but_the_choice() -> None:
     link = link_of()
-    one, other = (replace(link, mode=Mode(0.6, name)) for name in ("random", "random"))
+    one, other = (link.in_mode(Mode(ratio, "random")) for ratio in (0.6, 0.8))
     index = torch.arange(4)
-    first, second = one.choice(index, 78), other.choice(index, 78)
+    first, second = one.choice(index, 78), other.choice(index, 39)
     assert first is not None
     assert second is not None
-    assert first.lottery is not None
-    assert second.lottery is not None
-    assert torch.equal(first.lottery, second.lottery)
+    assert first.order is not None
+    assert second.order is not None
     # The best k of one order are nested.
-    few = set(first.lottery[0].topk(39).indices.tolist())
-    assert few <= set(first.lottery[0].topk(78).indices.tolist())
+    assert torch.equal(first.order, second.order)
+
+
+def test_snrs_scored_together_are_those_scored_alone_and_paint_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over fading most numbers of patches occur at several SNRs and for several tasks: each is painted once."""
+    tasks = {"picture": {"kind": "reconstruction"}, "objects": {"kind": "detection"}}
+    link = link_of(
+        **encoder(latency_budget_s=0.02, selection="variance"),
+        channels=FADES,
+        tasks=tasks,
+        receivers={"user": {"count": 1, "tasks": list(tasks), "channel": "down"}},
+        evaluation={"baselines": False, "draws": {"score": 16}},
+    )
+    painted: list[int] = []
+    hear = Transmitter.hear
+
+    def counted(self: Transmitter, received: Tensor, sent: Transmission) -> Tensor:
+        painted.append(received.shape[-2])
+        return hear(self, received, sent)
+
+    monkeypatch.setattr(Transmitter, "hear", counted)
+    snrs, everyone = [5.0, 8.0, 11.0], list(link.listeners)
+    together = Scorer(link, Air(link)).score(everyone, snrs, {})
+    at_once = sum(painted)
+    for snr_db, scores in zip(snrs, together, strict=True):
+        (alone,) = Scorer(link, Air(link)).score(everyone, [snr_db], {})
+        assert {key: set(metrics) for key, metrics in scores.items()} == {k: set(m) for k, m in alone.items()}
+        for key, metrics in scores.items():
+            for name in ("mse", "f1"):
+                if name in metrics:
+                    one, other = tally(metrics, name), tally(alone[key], name)
+                    np.testing.assert_allclose(one.numerator, other.numerator, rtol=1e-4, atol=1e-6)
+                    np.testing.assert_allclose(one.denominator, other.denominator)
+                    assert one.receptions == other.receptions
+    assert at_once < 0.8 * (sum(painted) - at_once)
+
+
+def test_a_task_of_weight_0_trains_its_decoder_and_nothing_else() -> None:
+    """The scorer moves exactly as it does without the task, while the task's decoder learns."""
+    after = []
+    for mask in (None, {"kind": "segmentation", "weight": 0}):
+        tasks = {"picture": {"kind": "reconstruction"}} | ({"mask": mask} if mask else {})
+        receivers = {"user": {"count": 1, "tasks": list(tasks), "channel": "down"}}
+        plan = plan_of(tasks=tasks, receivers=receivers, federation={"kind": "none", "rounds": 1})
+        job = Job(scenario_text(plan.scenario), 0, Path())
+        task = task_of(plan, job)
+        weights = {branch: plan.task(branch).weight for branch in plan.trained_branches(plan.receivers[0])}
+        after.append((job.state(), train_receiver(plan, replace(task, branches=weights))))
+    (_, without), (before, beside) = after
+    assert without.delta.keys() == beside.delta.keys()
+    for name, moved in without.delta.items():
+        assert torch.equal(moved, beside.delta[name]), name
+    learnt = beside.decoders["mask@down"]
+    assert any(not torch.equal(value, before.decoders["central/mask@down"][name]) for name, value in learnt.items())
+
+
+def test_what_training_does_not_read_does_not_train_again(tmp_path: Path) -> None:
+    """A sweep over the latency budget is one training, one over the quantiser's bits is several."""
+    for key, values, trainings in (("latency_budget_s", [0.05, 0.1], 1), ("quantiser_bits", [4, 8], 2)):
+        swept = {f"link.encoder.{key}": values, "tasks.picture.ssim": [True]}
+        checked = check_scenario(scenario(seeds=[0, 1], sweep=swept, evaluation={}))
+        store = Store.create(checked, tmp_path / key, "cpu")
+        units = prepare(checked, plans_of(checked), store, [])
+        assert len({unit.job.folder for unit in units}) == 2 * trainings
+        assert len({unit.evaluation for unit in units}) == 4
 
 
 @pytest.mark.parametrize(
@@ -397,9 +463,8 @@ def test_modes_share_everything_but_the_choice() -> None:
             {"tasks": {**BASE["tasks"], "objects": {"kind": "detection", "weight": 0}},
              "receivers": {"a": {"count": 1, "tasks": ["objects"], "channel": "down"},
                            "b": {"count": 1, "tasks": ["picture", "mask", "points", "label"], "channel": "down"}}},
-            "train nothing",
+            "all of them have weight 0, so that the shared encoder learns nothing",
         ),
-        ({"tasks": {**BASE["tasks"], "mask": {"kind": "segmentation", "weight": 0}}}, "stay as it was initialised"),
         ({"train": {"augment": ["flip"]}}, "would not move with the pictures"),
         (
             encoder(pretrained={"architecture": {"patch": 15}, "training": {"steps": 5}}),

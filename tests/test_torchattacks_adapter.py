@@ -48,7 +48,7 @@ def perturb(link: TrainedLink, made: Evasion, psr_db: float, stream: Stream | No
 
 def share(link: TrainedLink, metric: str, delta: Perturbation, made: Evasion | None = None) -> float:
     listeners = [one for one in link.listeners if one.branch.task == "label"]
-    scored = next(iter(Scorer(link, Air(link)).score(listeners, SNR_DB, delta, made).values()))
+    scored = next(iter(Scorer(link, Air(link)).score(listeners, [SNR_DB], delta, made)[0].values()))
     found = tally(scored, metric)
     return float(found.numerator.sum() / found.denominator.sum())
 

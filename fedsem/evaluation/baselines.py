@@ -137,5 +137,6 @@ def _mse(mse: Tensor) -> dict[str, Tally]:
     psnr = -10 * values.clamp_min(1e-12).log10()
     return {
         "mse": Tally(values.sum(0).numpy(), ones, len(values)),
+        "mse_255": Tally(255**2 * values.sum(0).numpy(), ones, len(values)),
         "psnr_db": Tally(psnr.sum(0).numpy(), ones, len(values)),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedsem.evaluation.baselines import reference_points
 from fedsem.evaluation.point import Point
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.samples import Samples
-from fedsem.evaluation.score import Scorer
+from fedsem.evaluation.score import Key, Scorer, key_of
 from fedsem.evaluation.trained import Listener, Mode, TrainedLink
 from fedsem.hooks.budget import gaussian
 from fedsem.hooks.evasion import Evasion, Perturbation
@@ -26,10 +26,8 @@ from fedsem.streams import Stream
 from fedsem.units import achieved_psr, energy, from_db, to_db
 
 BUILT_IN = ("none", "noise")
-Key = tuple[str, str, str]
-"""Receiver group, task, channel."""
 Spot = tuple[str, str, str, float]
-"""The same and the SNR of the task's kind."""
+"""Receiver group, task, channel, and the SNR of the task's kind."""
 Progress = Callable[[int, int], None]
 """Called with evaluation points that are done, and their number."""
 
@@ -52,7 +50,7 @@ def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
     counter = _Counter(progress, sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link)))
     for mode in modes or [Mode()]:
         grids = [grid for grid in _grids(link) if mode in _modes(link, grid)]
-        part = _Evaluation(replace(link, mode=mode), grids, counter).run()
+        part = _Evaluation(link.in_mode(mode), grids, counter).run()
         first = len(whole.points)
         for point in part.points:
             point.clean = None if point.clean is None else first + point.clean
@@ -151,9 +149,11 @@ class _Evaluation:
 
     def run(self) -> Measurement:
         for grid in self.grids:
-            for at in _snr_pairs(grid):
-                self.score_clean(at)
-                self.counter.step()
+            places = _snr_pairs(grid)
+            for some in [places] if self.scorer.receptions.together else [[at] for at in places]:
+                self.score_clean(some)
+                for _ in some:
+                    self.counter.step()
         for grid in self.grids:
             for at in _snr_pairs(grid):
                 self.attack(grid, at)
@@ -162,20 +162,20 @@ class _Evaluation:
     def listeners(self, sensing: bool) -> list[Listener]:
         return [listener for listener in self.link.listeners if self.link.is_sensing(listener) == sensing]
 
-    def score_clean(self, at: _Where) -> None:
+    def score_clean(self, places: Sequence[_Where]) -> None:
         for sensing in (False, True):
-            listeners = [one for one in self.listeners(sensing) if (*_key(one), at.snr(sensing)) not in self.clean]
-            for key, metrics in self.scorer.score(listeners, at.snr(sensing), {}).items():
-                self.clean[*key, at.snr(sensing)] = len(self.points)
-                self.points.append(
-                    Point(
-                        {**self.columns(key, at.snr(sensing)), "attack": "none", _axis(sensing): at.snr(sensing)},
-                        metrics,
-                    )
-                )
-        if at.snr_db not in self.shown:
-            self.shown.add(at.snr_db)
-            self.samples.add(self.scorer, {}, at.snr_db, {"attack": "none"})
+            listeners = self.listeners(sensing)
+            asked = dict.fromkeys(at.snr(sensing) for at in places)
+            snrs = [snr for snr in asked if listeners and (*key_of(listeners[0]), snr) not in self.clean]
+            for snr_db, scores in zip(snrs, self.scorer.score(listeners, snrs, {}), strict=True):
+                for key, metrics in scores.items():
+                    self.clean[*key, snr_db] = len(self.points)
+                    columns = {**self.columns(key, snr_db), "attack": "none", _axis(sensing): snr_db}
+                    self.points.append(Point(columns, metrics))
+        for at in places:
+            if at.snr_db not in self.shown:
+                self.shown.add(at.snr_db)
+                self.samples.add(self.scorer.receptions, {}, at.snr_db, {"attack": "none"})
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
@@ -258,11 +258,12 @@ class _Evaluation:
             }
         numbers: dict[Spot, int] = {}
         for sensing in (False, True):
-            for snr_db in at.snrs[sensing]:
+            levels = self.scorer.score(self.listeners(sensing), at.snrs[sensing], delta, attack)
+            for snr_db, scores in zip(at.snrs[sensing], levels, strict=True):
                 axis = {_axis(sensing): snr_db}
                 if "air" in attack.sites:
                     axis["pnr_db"] = at.psr_db + snr_db
-                for key, metrics in self.scorer.score(self.listeners(sensing), snr_db, delta, attack).items():
+                for key, metrics in scores.items():
                     spot = (*key, snr_db)
                     numbers[spot] = len(self.points)
                     point = Point(
@@ -271,11 +272,11 @@ class _Evaluation:
                     self.points.append(point)
         if name != "noise":
             shown = {"attack": name, "psr_db": at.psr_db}
-            self.samples.add(self.scorer, delta, at.snrs[False][0], shown)
+            self.samples.add(self.scorer.receptions, delta, at.snrs[False][0], shown)
         return numbers
 
     def columns(self, key: Key, snr_db: float) -> dict[str, Any]:
-        listener = next(one for one in self.link.listeners if _key(one) == key)
+        listener = next(one for one in self.link.listeners if key_of(one) == key)
         return {
             "stage": "evaluate",
             "round": self.link.plan.scenario.federation.rounds,
@@ -320,10 +321,6 @@ class _Evaluation:
 def encoder_paints(link: TrainedLink, listener: Listener) -> bool:
     """Whether the listener decodes a painted picture."""
     return link.plan.decoder_format(listener.branch).paints
-
-
-def _key(listener: Listener) -> Key:
-    return listener.group, listener.branch.task, listener.branch.channel
 
 
 def _snr_pairs(grid: Grid) -> list[_Where]:

@@ -129,7 +129,8 @@ class LinkProblem:
         images = images + delta["input"] if "input" in delta else images
         which = torch.arange(len(self.link.labels), device=images.device)[index]
         # Over the air an adversary meets the numbers that are sent; gates would put them elsewhere.
-        return self.link.transmitter.send(images, self.link.choice(which, self.count), gates="air" not in delta)
+        choice = self.link.choice(which, self.count, changed="input" in delta)
+        return self.link.transmitter.send(images, choice, gates="air" not in delta)
 
     def _heard(self, listener: Listener, sent: Transmission, realisation: Realisation, delta: Perturbation) -> Tensor:
         plan, channel = self.link.plan, self.link.plan.channel(listener.branch)

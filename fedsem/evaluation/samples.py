@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsem.evaluation.air import Air
-from fedsem.evaluation.score import Scorer
+from fedsem.evaluation.reception import Receptions
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Perturbation
 from fedsem.tasks.classification import Classification
@@ -42,17 +42,17 @@ class Samples:
                 if isinstance(link.plan.task(listener.branch), kind):
                     self.listeners.setdefault(kind, listener)
 
-    def add(self, scorer: Scorer, delta: Perturbation, snr_db: float, columns: dict[str, Any]) -> None:
+    def add(self, receptions: Receptions, delta: Perturbation, snr_db: float, columns: dict[str, Any]) -> None:
         """Keep the examples of one evaluation point at a communication SNR."""
         if not self.count:
             return
-        if scorer.encoder is not None:
+        if receptions.encoder is not None:
             if not delta:
-                self._add_patches(scorer, snr_db, columns)
+                self._add_patches(receptions, snr_db, columns)
             return
         if not self.listeners:
             return
-        x = scorer.sent(delta).x
+        x = receptions.sent(delta).x
         plan, head = self.link.plan, slice(0, self.count)
         shown = {**columns, "snr_db": snr_db, "seed": self.link.seed, "symbols": plan.scenario.link.symbols}
         images = self.link.images[head]
@@ -76,7 +76,7 @@ class Samples:
             else:
                 self._keep("reconstruction", output.view_as(images).clamp(0, 1), named)
 
-    def _add_patches(self, scorer: Scorer, snr_db: float, columns: dict[str, Any]) -> None:
+    def _add_patches(self, receptions: Receptions, snr_db: float, columns: dict[str, Any]) -> None:
         """What arrives of the first images, what is painted from it, and what the first detector finds in that."""
         mode, plan = self.link.mode, self.link.plan
         shown = {
@@ -91,7 +91,7 @@ class Samples:
         images = self.link.images[: min(self.count, MOST_SCENES)]
         for listener in (finds or painting)[:1]:
             missing = set(range(len(images)))
-            for heard in scorer.heard(listener, snr_db, {}):
+            for _, heard in receptions.heard([listener], [snr_db], {}):
                 for place, image in enumerate(heard.images.tolist()):
                     if image not in missing:
                         continue
@@ -100,8 +100,8 @@ class Samples:
                     self._keep_one("scene", _small(images[image]), named)
                     self._keep_one("painted", _small(picture), named)
                     if heard.kept is not None:
-                        assert scorer.encoder is not None
-                        mae = scorer.encoder.mae
+                        assert receptions.encoder is not None
+                        mae = receptions.encoder.mae
                         patches = mae.patchify(images[image : image + 1])
                         seen = torch.where(heard.kept[place].view(1, -1, 1), patches, torch.nan)
                         self._keep_one("kept", _small(mae.unpatchify(seen)[0]), named)

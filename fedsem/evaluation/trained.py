@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from fedsem.channels.channel import Realisation
+from fedsem.evaluation.oracle import greedy_order
 from fedsem.link import Transmitter
 from fedsem.models.mae_encoder import Choice, MaeEncoder
+from fedsem.models.selection import Strategy
 from fedsem.plan import Branch, Plan, examples_of
 from fedsem.streams import Stream
 from fedsem.tasks.task import Examples
@@ -58,6 +60,8 @@ class TrainedLink:
         listeners: all of them, in the order of the receivers.
         examples: test images in [0, 1] with all that is known of them.
         mode: how much of the images is sent, chosen by what; for encoders that send patches.
+        orders: of every test image's patches, the best first, (N, L), by the strategy that ranks them; filled as they
+            are asked for, and shared by all modes of a link (`in_mode`).
     """
 
     plan: Plan
@@ -66,22 +70,55 @@ class TrainedLink:
     listeners: tuple[Listener, ...]
     examples: Examples
     mode: Mode = Mode()
+    orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def choice(self, index: Tensor, count: int | Tensor) -> Choice | None:
-        """How the patches of these test images are chosen; None for an encoder that has none."""
+    def in_mode(self, mode: Mode) -> TrainedLink:
+        """The same link, driven otherwise."""
+        link = replace(self, mode=mode)
+        object.__setattr__(link, "orders", self.orders)
+        return link
+
+    def choice(self, index: Tensor, count: int | Tensor, changed: bool = False) -> Choice | None:
+        """How the patches of these test images are chosen; None for an encoder that has none.
+
+        Args:
+            index: numbers of the images.
+            count: patches, of all images or of each.
+            changed: the transmitter sees other images than these, perturbed ones. A strategy that looks at images
+                ranks those; chance, an even grid and an oracle stay with what they had.
+        """
         encoder = self.transmitter.encoder
         if not isinstance(encoder, MaeEncoder):
             return None
-        strategy = self.mode.selection or encoder.options.selection
-        return Choice(strategy, count, self._lottery[index] if strategy == "random" else None)  # type: ignore[arg-type]
+        strategy: Strategy = self.mode.selection or encoder.options.selection  # type: ignore[assignment]
+        if changed and strategy in ("score", "variance"):
+            return Choice(strategy, count)
+        return Choice(strategy, count, self._order(encoder, strategy)[index])
 
-    @cached_property
-    def _lottery(self) -> Tensor:
-        """A random order of every image's patches: the best k of it are nested."""
-        encoder = self.transmitter.encoder
-        assert isinstance(encoder, MaeEncoder)
-        generator = Stream(self.seed).child("evaluate", "lottery").torch()
-        return torch.rand(len(self.labels), encoder.mae.patches, generator=generator).to(self.plan.device)
+    def _order(self, encoder: MaeEncoder, strategy: Strategy) -> Tensor:
+        if strategy not in self.orders:
+            if strategy == "random":
+                generator = Stream(self.seed).child("evaluate", "lottery").torch()
+                lottery = torch.rand(len(self.labels), encoder.mae.patches, generator=generator)
+                order = lottery.argsort(dim=1, descending=True).to(self.plan.device)
+            elif strategy == "oracle":
+                order = greedy_order(encoder, self.images, self._loss)
+            else:
+                with torch.no_grad():
+                    order = torch.cat([encoder.order(images, strategy) for images in self.images.split(64)])
+            self.orders[strategy] = order
+        return self.orders[strategy]
+
+    def _loss(self, pictures: Tensor, index: Tensor) -> Tensor:
+        """What training minimises, of pictures (B, 3, H, W) that are painted of these test images, (B,)."""
+        total, examples = torch.zeros(len(index), device=pictures.device), self.examples.at(index)
+        for listener in self.listeners:
+            task = self.plan.task(listener.branch)
+            if task.weight and self.plan.decoder_format(listener.branch).paints:
+                nothing = torch.empty(1, len(index), 0, device=pictures.device)
+                truth = task.truth(examples, Realisation(nothing, nothing, nothing, nothing))
+                total = total + task.weight * task.objective(listener.decoder, pictures.unsqueeze(0), truth)[0]
+        return total
 
     @property
     def images(self) -> Tensor:

@@ -22,8 +22,7 @@ def train_centrally(job: Job, report: Report) -> None:
     plan, state = job.plan, job.state()
     holders = {
         branch: sum(branch in receiver.branches for receiver in plan.receivers)
-        for branch in plan.branches
-        if plan.task(branch).weight
+        for branch in dict.fromkeys(b for receiver in plan.receivers for b in plan.trained_branches(receiver))
     }
     indices = np.arange(len(plan.dataset.train.labels))
     while state.round < plan.scenario.federation.rounds:

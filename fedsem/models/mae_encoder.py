@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Discriminator, Field, NonNegativeFloat, PositiveFloat, Tag, model_validator
@@ -21,8 +21,6 @@ from fedsem.models.selection import (
     Relaxation,
     Strategy,
     gate,
-    oracle_order,
-    ranked,
     variance_scores,
 )
 from fedsem.registry import register
@@ -50,17 +48,18 @@ class MaeOptions(Encoder):
     receivers train together.
 
     k comes from `mask_ratio`, or with a `latency_budget_s` from the channel: the largest k whose bits fit into
-    B tau log2(1 + |h|^2 SNR), as far as the transmitter knows the channel (III-B). Two transports, never mixed:
+    B tau log2(1 + |h|^2 SNR), as far as the transmitter knows the channel (III-B). Two transports, never mixed.
     `digital`: quantised numbers that arrive without error where their bits fit the channel as it is, else the whole
-        picture
-    is in outage; there is no waveform, so that nothing can be sensed or disturbed on air. `analog`: the features
-    themselves, k = floor(2 B tau / D) of them and fewer for the side information, with mean power 1 through the noise.
+    picture is in outage; there is no waveform, so that nothing can be sensed or disturbed on air. `analog`: the
+    features themselves, k = floor(2 B tau / D) of them and fewer for the side information, with mean power 1 through
+    the noise.
 
     Attributes:
         pretrained: the MAE: `embedded` (shipped, trained on `digit_scenes`), a name on the Hugging Face hub or a folder
             in its format (such as facebook/vit-mae-base), a .safetensors file that a run's stage `pretrain` left, or
             {training: ...}: it is trained in that stage, on the scenario's own pictures.
-        scorer: `base`: as large as the MAE's encoder, as in [S0]; `small`: two blocks of width 32.
+        scorer: `base`: as large as the MAE's encoder, as in [S0], and begins as a copy of it; `small`: two blocks of
+            width 32.
         relaxation: how gradients pass the choice, see `fedsem.models.selection.gate`.
         temperature: of the relaxation, in units of log score.
         partial_gates: share of the patches whose gate is drawn from (0, 1) in a training step, see there.
@@ -82,6 +81,10 @@ class MaeOptions(Encoder):
         image_bits: bits of a whole picture, for the *nominal* latency alone; default: 8 for each of its numbers. [S0]
             writes 1.2e6 for 224x224x3.
     """
+
+    evaluation_only: ClassVar[frozenset[str]] = frozenset(
+        ["mask_ratio", "selection", "bandwidth_hz", "latency_budget_s", "csi_error_db", "csi_correlation", "image_bits"]
+    )
 
     pretrained: Annotated[
         Annotated[Named, Tag("name")] | Annotated[MaeTraining, Tag("training")],
@@ -156,12 +159,13 @@ class Choice:
     Attributes:
         strategy: by what.
         count: how many, for all pictures or for each, (B,); positive.
-        lottery: uniform random numbers (B, L), for `random`.
+        order: patches of each picture, the best first, (B, at least `count`); None: as the strategy ranks them, which
+            `random` and `oracle` cannot do from the picture alone.
     """
 
     strategy: Strategy
     count: int | Tensor
-    lottery: Tensor | None = None
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ class MaeEncoder(nn.Module):
         super().__init__()
         self.options = options
         self._mae = {torch.device("cpu"): mae}
-        self.scorer = scorer(options.scorer, mae.patch, mae.side, mae.width, mae.layers, mae.heads)
+        self.scorer = scorer(options.scorer, mae)
         self.register_buffer("blank", torch.tensor(images.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("even", uniform_scores(mae.side), persistent=False)
 
@@ -238,6 +242,17 @@ class MaeEncoder(nn.Module):
         """Scores (B, L) of the patches."""
         return self.scorer((images - self.mae.mean) / self.mae.std)
 
+    def order(self, images: Tensor, strategy: Strategy) -> Tensor:
+        """All patches of each picture, the best first, (B, L), for a strategy that needs nothing but the pictures."""
+        if strategy == "score":
+            scores = self.scores(images)
+        elif strategy == "variance":
+            scores = variance_scores(self.mae, images)
+        else:
+            assert strategy == "uniform"
+            scores = self.even.expand(len(images), -1)
+        return scores.argsort(dim=1, descending=True, stable=True)
+
     def choose(self, images: Tensor, choice: Choice) -> Kept:
         """The patches that a choice keeps."""
         if isinstance(choice.count, int):
@@ -246,19 +261,8 @@ class MaeEncoder(nn.Module):
             most, count = int(choice.count.max()), choice.count
             if bool((count == most).all()):
                 count = None
-        if choice.strategy == "oracle":
-            order = oracle_order(self.mae, most, images, lambda some, kept: self.paint(self.values(some, kept), kept))
-            return Kept(order, count)
-        if choice.strategy == "score":
-            scores = self.scores(images)
-        elif choice.strategy == "variance":
-            scores = variance_scores(self.mae, images)
-        elif choice.strategy == "uniform":
-            scores = self.even.expand(len(images), -1)
-        else:
-            assert choice.lottery is not None
-            scores = choice.lottery
-        return Kept(ranked(scores, most), count)
+        order = self.order(images, choice.strategy) if choice.order is None else choice.order
+        return Kept(order[:, :most], count)
 
     def values(self, images: Tensor, kept: Kept) -> Tensor:
         """What is sent of the kept patches, (B, n): features of the class token and the patches, or pixels."""
@@ -299,14 +303,19 @@ class MaeEncoder(nn.Module):
         Returns:
             numbers (B, (1 + L) D), zero where a patch is not sent, and the gates.
         """
-        options, mae = self.options, self.mae
+        options = self.options
         if choice is not None and choice.strategy != "score":
-            gates = self.choose(images, choice).mask(mae.patches).float()
+            gates = self.choose(images, choice).mask(self.mae.patches).float()
         else:
             relaxation = options.relaxation if choice is None else "straight_through"
             count = self._training_count() if choice is None else int(choice.count)
             partial = options.partial_gates if choice is None else 0.0
             gates = gate(self.scores(images), count, relaxation, options.temperature, partial)
+        return self.gated_by(images, gates)
+
+    def gated_by(self, images: Tensor, gates: Tensor) -> tuple[Tensor, Selected]:
+        """What `gated` returns, for gates (B, L) in [0, 1] that are given."""
+        options, mae = self.options, self.mae
         pixels = None
         if options.payload == "pixels":
             pixels = quantised(mae.patchify(images), options.quantiser_bits, 0.0, 1.0)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer
 
-from fedsem.models.mae import sine_cosine
+from fedsem.models.mae import Mae, sine_cosine
 from fedsem.models.places import uniform_scores
 
 Size = Literal["base", "small"]
@@ -23,6 +23,10 @@ class Scorer(nn.Module):
     The last block has no values, MLP or normalisation behind its attention: the weights that its class token gives to
     the patches, a softmax in each head, averaged over heads, are the scores. Blocks before it are the usual ones
     (Dosovitskiy et al., An Image is Worth 16x16 Words, 2021). The network sees standardised pixels.
+
+    Places, which are learnt, are added twice: to the patches, and again before the last block, where an eighth of the
+    channels begins with the place's rank in an even grid. Where patches are worth the same, their scores then differ by
+    it at once, and what is kept of them is spread out.
 
     Args:
         patch: pixels per side of a patch.
@@ -36,18 +40,31 @@ class Scorer(nn.Module):
         self.patch, self.heads, self.pooled = patch, heads, pooled
         self.embed = nn.Linear(3 * (pooled or patch) ** 2, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        # Learnt, as in ViT. An eighth of the channels begins with the place's rank in an even grid: where patches are
-        # worth the same, their scores differ by it at once, and what is kept of them is spread out.
-        position = sine_cosine(side, width)
-        rank = uniform_scores(side).argsort().argsort() / (side**2 - 1)
-        position[0, 1:, -width // 8 :] = (2 * rank - 1).unsqueeze(1)
-        self.position = nn.Parameter(position)
+        self.position = nn.Parameter(sine_cosine(side, width))
         block = ViTMAEConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
         block._attn_implementation = "eager"  # see Mae
         self.blocks = nn.Sequential(*(ViTMAELayer(block) for _ in range(layers - 1)))
         self.norm = nn.LayerNorm(width)
+        rank = uniform_scores(side).argsort().argsort() / (side**2 - 1)
+        place = torch.zeros(1, 1 + side**2, width)
+        place[0, 1:, -width // 8 :] = (2 * rank - 1).unsqueeze(1)
+        self.place = nn.Parameter(place)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
+
+    @torch.no_grad()
+    def begin_as(self, mae: Mae) -> None:
+        """Take over what the encoder of a MAE of the same sizes knows of pictures: all but the scoring block."""
+        embeddings = mae.vitmae.vit.embeddings
+        projection = embeddings.patch_embeddings.projection
+        assert projection.bias is not None
+        self.embed.weight.copy_(projection.weight.flatten(1))
+        self.embed.bias.copy_(projection.bias)
+        self.class_token.copy_(embeddings.cls_token)
+        self.position.copy_(embeddings.position_embeddings)
+        for block, layer in zip(self.blocks, mae.vitmae.vit.layers[:-1], strict=True):
+            block.load_state_dict(layer.state_dict())
+        self.norm.load_state_dict(mae.vitmae.vit.layernorm.state_dict())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Standardised pixels (B, 3, H, W) -> scores (B, L), positive, of sum 1."""
@@ -56,16 +73,18 @@ class Scorer(nn.Module):
             pixels, p = F.avg_pool2d(pixels, self.patch // self.pooled), self.pooled
         patches = pixels.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).reshape(len(pixels), n * n, -1)
         tokens = torch.cat([self.class_token.expand(len(pixels), -1, -1), self.embed(patches)], dim=1) + self.position
-        tokens = self.norm(self.blocks(tokens))
+        tokens = self.norm(self.blocks(tokens)) + self.place
         query = self.query(tokens[:, :1]).unflatten(-1, (self.heads, -1))
         key = self.key(tokens[:, 1:]).unflatten(-1, (self.heads, -1))
         attention = torch.einsum("bqhd,bkhd->bhk", query, key) / math.sqrt(query.shape[-1])
         return attention.softmax(-1).mean(1)
 
 
-def scorer(size: Size, patch: int, side: int, width: int, layers: int, heads: int) -> Scorer:
-    """A scorer beside an encoder of these sizes: `base` is as large as the encoder, as in [S0]; `small` sees patches of
-    4x4 averaged pixels through two blocks of width 32."""
-    if size == "base":
-        return Scorer(patch, side, width, layers, heads, None)
-    return Scorer(patch, side, 32, 2, 2, 4 if patch % 4 == 0 else None)
+def scorer(size: Size, mae: Mae) -> Scorer:
+    """A scorer beside a MAE: `base` is as large as its encoder, as in [S0], and begins as a copy of it; `small` sees
+    patches of 4x4 averaged pixels through two blocks of width 32."""
+    if size == "small":
+        return Scorer(mae.patch, mae.side, 32, 2, 2, 4 if mae.patch % 4 == 0 else None)
+    base = Scorer(mae.patch, mae.side, mae.width, mae.layers, mae.heads, None)
+    base.begin_as(mae)
+    return base

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fedsem.models.mae import Kept, Mae
+from fedsem.models.mae import Mae
 
 Strategy = Literal["score", "random", "uniform", "variance", "oracle"]
 Relaxation = Literal["straight_through", "gumbel", "perturbed"]
 
 
-def ranked(scores: Tensor, count: int) -> Tensor:
-    """Numbers of the `count` patches with the highest scores (B, L), the best first, (B, count)."""
-    return scores.topk(count, dim=1).indices
-
-
 def variance_scores(mae: Mae, images: Tensor) -> Tensor:
     """Variance of the pixels in each patch, over rows and columns, mean over colours, (B, L)."""
     return mae.patchify(images).unflatten(-1, (3, -1)).var(-1, correction=0).mean(-1)
-
-
-@torch.no_grad()
-def oracle_order(
-    mae: Mae, count: int, images: Tensor, paint: Callable[[Tensor, Kept], Tensor], rounds: int = 8
-) -> Tensor:
-    """An upper reference: a greedy choice by the true reconstruction error, which a transmitter could only make with
-    the receiver's decoder at hand. In each of some rounds the patches that are painted worst so far are added.
-
-    Args:
-        mae: divides pictures into patches.
-        count: patches to choose.
-        images: pictures (B, 3, H, W).
-        paint: what the receiver paints of the pictures from chosen patches.
-        rounds: how many; in each, count / rounds patches are added.
-
-    Returns:
-        (B, count), in the order of choice.
-    """
-    # With nothing kept yet the first patch to add is the one that differs most from the picture's mean colour.
-    painted = images.mean((2, 3), keepdim=True).expand_as(images)
-    chosen = torch.zeros(len(images), 0, dtype=torch.long, device=images.device)
-    for step in range(1, rounds + 1):
-        wanted = -(-count * step // rounds) - chosen.shape[1]
-        if wanted == 0:
-            continue
-        error = mae.patchify((painted - images).square()).mean(-1)
-        error = error.scatter(1, chosen, -torch.inf)
-        chosen = torch.cat([chosen, ranked(error, wanted)], dim=1)
-        if chosen.shape[1] < count:
-            painted = paint(images, Kept(chosen))
-    return chosen
 
 
 def gate(scores: Tensor, count: int, relaxation: Relaxation, temperature: float, partial: float = 0.0) -> Tensor:

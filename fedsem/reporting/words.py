@@ -86,6 +86,8 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         return Quantity(f"{name} (%)", name, 100, 1, "%", True)
     if metric == "mse":
         return Quantity("MSE (pixels in [0, 1])", "MSE", 1, 4, "", False)
+    if metric == "mse_255":
+        return Quantity("MSE (pixels from 0 to 255)", "MSE of 0 to 255", 1, 1, "", False)
     if metric == "psnr_db":
         return Quantity("PSNR (dB)", "PSNR", 1, 2, "dB", False)
     if metric in ("ssim", "lpips"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Discriminator, Field, NonNegativeFloat, Tag
@@ -31,6 +31,8 @@ class Detection(Task):
         weight: 0, so that nothing is trained by it; else the scorer learns from the detector's own loss.
         confidence: score from which a box counts in `iou`, `detection_accuracy` and `f1`; average precision uses all.
     """
+
+    evaluation_only: ClassVar[frozenset[str]] = frozenset(["confidence"])
 
     pretrained: Annotated[
         Annotated[Named, Tag("name")] | Annotated[DetectorTraining, Tag("training")],

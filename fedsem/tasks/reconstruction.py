@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Reconstruction(Task):
             where they do not, it is left out and the report says so.
     """
 
+    evaluation_only: ClassVar[frozenset[str]] = frozenset(["ssim", "lpips"])
+
     error: Literal["mse", "l1"] = "mse"
     ssim: bool = False
     lpips: bool = False
@@ -63,9 +65,15 @@ class Reconstruction(Task):
         return (output - truth).square().mean(-1)
 
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
+        """`mse` of pixels in [0, 1], `mse_255` of pixels from 0 to 255, `psnr_db`, mean of the images' own; `ssim` and
+        `lpips` where they are asked for."""
         mse = (output - truth).square().mean(-1)
         one = torch.ones_like(mse)
-        shares = {"mse": Share(mse, one), "psnr_db": Share(-10 * mse.clamp_min(1e-12).log10(), one)}
+        shares = {
+            "mse": Share(mse, one),
+            "mse_255": Share(255**2 * mse, one),
+            "psnr_db": Share(-10 * mse.clamp_min(1e-12).log10(), one),
+        }
         if self.ssim:
             shares["ssim"] = Share(similarity(output, truth), one)
         if self.lpips and perceptual.available():

@@ -77,8 +77,8 @@ class Task(Options):
     """A task of a receiver. Outputs have the shape (..., B, outputs), with leading dimensions for channel draws.
 
     Attributes:
-        weight: lambda; a receiver counts n_i * (sum of its tasks' lambda) in the shared average. 0: the task is scored,
-            but trains nothing; for decoders that are trained already.
+        weight: lambda; a receiver counts n_i * (sum of its tasks' lambda) in the shared average. 0: the encoder learns
+            nothing from the task; its decoder, if it has something to learn, does.
     """
 
     weight: NonNegativeFloat = 1.0
