@@ -501,6 +501,48 @@ def test_a_sweep_tells_its_links_apart_in_words(nothing: pd.DataFrame) -> None:
     assert "nc = 10, down: Rayleigh" in [label.replace("\u00a0", " ") for label in legend(sensing)]
 
 
+def test_links_trained_for_one_task_stand_in_a_matrix_of_all_tasks(nothing: pd.DataFrame) -> None:
+    """Every value of the table at the middle SNR, the best of each task in bold; and the fronts between two tasks."""
+    links = ["label", "picture", "all_of_them"]
+    table = frame(MadeUp(sweep={"trained_for": links}, attacks={}).rows())
+    clean = table[(table["stage"] == "evaluate") & table["seed"].isna()]
+    middle = clean[(clean["snr_db"].fillna(clean["sensing_snr_db"]) == 5)]
+    headline = {"label": "accuracy", "picture": "psnr_db", "target": "accuracy"}
+    values: dict[str, dict[str, float]] = {}
+    for task, metric in headline.items():
+        mine = middle[(middle["task"] == task) & (middle["metric"] == metric)].set_index("cell")["value"]
+        values[task] = {link: float(mine[f"trained_for={link}"]) for link in links}
+    (axes,) = figures.draw("task_matrix", table, nothing).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["label", "picture", "all of them"]
+    shown = [
+        text
+        for text in axes.texts
+        if text.get_horizontalalignment() == "center" and text.get_verticalalignment() == "center"
+    ]
+    for text in shown:
+        j, i = (round(x) for x in text.get_position())
+        task, link = list(headline)[j], links[i]
+        value = values[task][link]
+        assert text.get_text() == (f"{value:.2f}" if task == "picture" else f"{100 * value:.1f}")
+        assert (text.get_fontweight() == "bold") == (value == max(values[task].values()))
+    assert len(shown) == 9
+    fronts = figures.draw("task_fronts", table, nothing)
+    for panel, (one, other) in zip(
+        fronts.axes, [("label", "picture"), ("label", "target"), ("picture", "target")], strict=True
+    ):
+        scale = {"label": 100, "picture": 1, "target": 100}
+        points = [(scale[one] * values[one][link], scale[other] * values[other][link]) for link in links]
+        best = [p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)]
+        front = panel.get_lines()[0]
+        drawn = np.stack([np.asarray(front.get_xdata()), np.asarray(front.get_ydata())], 1)
+        np.testing.assert_allclose(drawn[drawn[:, 0].argsort()], sorted(best))
+
+
+def test_a_sweep_of_values_has_no_matrix_of_tasks(made_up: pd.DataFrame, nothing: pd.DataFrame) -> None:
+    with pytest.raises(FedsemError, match="sweeps no settings with names"):
+        figures.draw("task_matrix", made_up, nothing)
+
+
 def test_attacks_over_snr_are_drawn_where_they_were_measured_there(nothing: pd.DataFrame) -> None:
     table = frame(MadeUp(attack_snrs=(0.0, 10.0, 20.0), psrs=[-20.0], seeds=(0,)).rows())
     figure = figures.draw("accuracy_vs_snr", table, nothing)

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fedsem.errors import FedsemError, closest
-from fedsem.reporting import constellation, over_mask_ratio, over_psr, over_snr, patches, pictures, training_curves
+from fedsem.reporting import (
+    constellation,
+    over_mask_ratio,
+    over_psr,
+    over_snr,
+    patches,
+    pictures,
+    tradeoffs,
+    training_curves,
+)
 from fedsem.reporting.style import Drawing
 from fedsem.reporting.words import Kind
 
@@ -80,6 +89,16 @@ def sensing_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
 def sensing_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """Accuracy, detection, misses and ghosts of sensing over PSR."""
     return over_psr.draw(table, *METRICS["sensing_vs_psr"])
+
+
+def task_matrix(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Every link of a sweep with names at every task."""
+    return tradeoffs.draw_matrix(table)
+
+
+def task_fronts(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """The same, two tasks at a time."""
+    return tradeoffs.draw_fronts(table)
 
 
 def training(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
@@ -179,6 +198,19 @@ FIGURES: dict[str, FigureKind] = {
     "detection_vs_psr": _over("detection_vs_psr", "Detection under attack", PATCH_PSR_HINT),
     "segmentation_vs_psr": _over("segmentation_vs_psr", "Segmentation under attack", PATCH_PSR_HINT),
     "keypoints_vs_psr": _over("keypoints_vs_psr", "Keypoints under attack", PATCH_PSR_HINT),
+    "task_matrix": FigureKind(
+        "What each link does at each task",
+        "Along the diagonal links do what they were trained for; a pale row is a link that has learnt nothing for the "
+        "other tasks, and a row that is dark throughout serves all of them.",
+        lambda table, samples: tradeoffs.lacks(table),
+        task_matrix,
+    ),
+    "task_fronts": FigureKind(
+        "Trade-offs between tasks",
+        "Up and to the right is better at both tasks; links below the line are beaten at both by another one.",
+        lambda table, samples: tradeoffs.lacks(table),
+        task_fronts,
+    ),
     "training": FigureKind(
         "Training",
         "Losses should have flattened by the last round; otherwise the run was too short for its figures to be final.",

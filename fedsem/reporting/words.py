@@ -196,6 +196,8 @@ def cell(text: str) -> str:
 
 def _setting(key: str, value: str) -> str:
     parts = key.split(".")
+    if len(parts) == 1:  # settings that the scenario names: "trained for picture"
+        return f"{plain(key)} {plain(value)}"
     if parts[-1] == "channel_uses":
         return NC.format(value)
     if parts[0] == "channels" and (len(parts) == 2 or parts[2:] == ["kind"]):
