@@ -93,7 +93,7 @@ class MaeOptions(Encoder):
     scorer: Size = "base"
     relaxation: Relaxation = "straight_through"
     temperature: PositiveFloat = 1.0
-    partial_gates: Ratio = 0.2
+    partial_gates: Ratio = 0.3
     mask_ratio: Ratio = 0.6
     train_mask_ratio: Ratio | RatioRange = RatioRange(uniform=(0.1, 0.9))
     selection: Strategy = "score"
