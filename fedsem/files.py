@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,30 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"'{path}' cannot be written ({reason}); free or unlock that folder.") from error
+
+
+@contextmanager
+def exclusive(path: Path, otherwise: str) -> Iterator[None]:
+    """For the block, no other process may hold the lock of that file, which is made where it is missing.
+
+    Args:
+        path: of the file; its content stays as it is.
+        otherwise: what is the case when another process holds it.
+
+    Raises:
+        OutputError: another process does, or the file cannot be opened.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be written ({error.strerror}); free or unlock that folder.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"{otherwise}; wait for its end.") from None
+        yield
 
 
 @contextmanager

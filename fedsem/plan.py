@@ -23,10 +23,10 @@ from fedsem.models.detector_loss import truth_of
 from fedsem.models.encoder import ImageFormat
 from fedsem.models.mae_encoder import MaeOptions
 from fedsem.models.pretrained import stand_in
-from fedsem.pretraining import Wanted, wanted
 from fedsem.scenario import Federation, Scenario, Uniform, check_scenario, dump_scenario
 from fedsem.streams import Stream
 from fedsem.tasks.task import DecoderFormat, Examples, Task
+from fedsem.wanted import Wanted, wanted
 
 
 @dataclass(frozen=True)

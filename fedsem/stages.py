@@ -28,7 +28,6 @@ from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.files import read_json, replace_file
 from fedsem.plan import Plan, resolve, scenario_text
-from fedsem.pretraining import weights_of
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.registry import Options
 from fedsem.reporting import table
@@ -37,6 +36,7 @@ from fedsem.reporting.sample_table import write_samples
 from fedsem.scenario import Scenario, check_scenario
 from fedsem.store import Store, code_of, now
 from fedsem.sweep import cells
+from fedsem.wanted import weights_of
 
 Progress = Callable[[str, str, int, int], None]
 """Called as (stage, label, done, total): rounds of a training or points of an evaluation, and what it is called."""

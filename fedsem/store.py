@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsem.errors import OutputError
-from fedsem.files import read_json, reading, replace_file
+from fedsem.files import exclusive, read_json, reading, replace_file
 from fedsem.scenario import Scenario, write_scenario
 
 PACKAGES = ("fedsem", "flwr", "ray", "torch", "torchvision", "torchattacks", "transformers", "numpy", "pandas")
@@ -94,11 +93,7 @@ class Store:
         Raises:
             OutputError: another one does.
         """
-        with (self.folder / "run.log").open("ab") as log:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(f"The run in '{self.folder}' is still going on; wait for its end.") from None
+        with exclusive(self.folder / "run.log", f"The run in '{self.folder}' is still going on"):
             yield
 
     def write_manifest(self, **changes: Any) -> None:

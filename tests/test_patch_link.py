@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tally
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedsem import run
 from fedsem.channels.channel import air_gain
-from fedsem.errors import ScenarioError
+from fedsem.errors import OutputError, ScenarioError
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.evaluate import evaluate
@@ -28,13 +29,13 @@ from fedsem.federation.state import owner
 from fedsem.link import Transmission, Transmitter
 from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import Plan, resolve, scenario_text
-from fedsem.pretraining import weights_of
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
 from fedsem.stages import plans_of, prepare
 from fedsem.store import Store
 from fedsem.streams import Stream
 from fedsem.training import ReceiverTask, initial_parameters, train_receiver
+from fedsem.wanted import weights_of
 
 BASE: dict[str, Any] = {
     "schema": 1,
@@ -541,3 +542,62 @@ def test_networks_are_trained_in_a_stage_of_their_own_and_kept(tmp_path: Path) -
     columns = ["stage", "task", "metric", "value"]
     pd.testing.assert_frame_equal(first.table[columns], second.table[columns])
     assert json.loads((first.folder / "manifest.json").read_text())["stages"][0]["stage"] == "pretrain"
+
+
+def test_a_pretraining_that_was_interrupted_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the first checkpoint; the next run goes on there. While one trains, no other does."""
+    monkeypatch.setattr("fedsem.pretraining.SAVED_EVERY", 2)
+    tree = scenario(
+        data={"kind": "digit_scenes", "train_scenes": 8, "test_scenes": 4, "image_size": 64},
+        tasks=ONE,
+        receivers=USER,
+        **encoder(
+            pretrained={
+                "architecture": {"width": 32, "layers": 1, "decoder_width": 32, "decoder_layers": 1},
+                "training": {"steps": 5, "batch": 4, "passes": 1},
+            }
+        ),
+    )
+    weights, stops = [], []
+
+    def progress(done: int, total: int) -> None:
+        stops.append(done)
+        if interrupted and done == 2:
+            with pytest.raises(OutputError, match="being trained by another run"):
+                one.train(plan.scenario.data, plan.dataset, plan.device, progress)
+            raise KeyboardInterrupt
+
+    for interrupted in (False, True):
+        monkeypatch.setenv("FEDSEM_DATA", str(tmp_path / str(interrupted)))
+        plan = resolve(check_scenario(tree))
+        (one,) = plan.wanted
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                one.train(plan.scenario.data, plan.dataset, plan.device, progress)
+            assert not one.path.exists()
+            interrupted = False
+        stops.clear()
+        one.train(plan.scenario.data, plan.dataset, plan.device, progress)
+        weights.append((load_file(one.path), list(stops)))
+    (whole, all_stops), (resumed, later_stops) = weights
+    assert (all_stops, later_stops) == ([2, 4, 5], [4, 5])
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_scorer_learns_from_a_detector_that_does_not() -> None:
+    """Detection as the only task: its own loss reaches the scorer through the painted picture."""
+    tasks = {"objects": {"kind": "detection", "weight": 1}}
+    plan = plan_of(
+        tasks=tasks,
+        receivers={"user": {"count": 1, "tasks": ["objects"], "channel": "down"}},
+        federation={"kind": "none", "rounds": 1},
+    )
+    job = Job(scenario_text(plan.scenario), 0, Path())
+    reply = train_receiver(plan, task_of(plan, job))
+    assert all(bool(value.any()) for name, value in reply.delta.items() if name != "scorer.key.bias")
+    assert reply.decoders == {"objects@down": {}}
+    assert np.isfinite(reply.losses["objects@down"])
