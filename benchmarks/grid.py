@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from fedsem.checks import resolve
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.score import Scorer
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.federation.state import owner
-from fedsem.plan import resolve
 from fedsem.scenario import check_scenario
 from fedsem.training import initial_parameters
 

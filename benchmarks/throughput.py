@@ -13,7 +13,7 @@ import torch
 from benchmarks.naive import NaiveLink, train_naively
 from benchmarks.pictures import write_pictures
 from benchmarks.scenario import scenario
-from fedsem.plan import resolve
+from fedsem.checks import resolve
 from fedsem.scenario_file import load_scenario
 from fedsem.training import ReceiverTask, initial_parameters, train_receiver
 

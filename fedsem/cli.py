@@ -141,7 +141,7 @@ def validate(
     SCENARIO is a YAML file, or the name of a shipped scenario. Nothing is trained or written.
     """
     with _sentences():
-        from fedsem.plan import resolve
+        from fedsem.checks import resolve
         from fedsem.scenario import check_scenario
         from fedsem.scenario_file import load_scenario
         from fedsem.sweep import cells

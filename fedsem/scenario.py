@@ -1,7 +1,7 @@
 """The scenario: what a person writes in YAML, typed, frozen and checked.
 
 Every model here refuses unknown keys. Files and ``--set`` are read by `fedsem.scenario_file`, a sweep is taken apart by
-`fedsem.sweep`; what can only be checked with the data or the plug-ins at hand is checked by `fedsem.plan`.
+`fedsem.sweep`; what can only be checked with the data or the plug-ins at hand is checked by `fedsem.checks`.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedsem.checks import resolve
 from fedsem.errors import OutputError
 from fedsem.evaluation.evaluate import evaluate
 from fedsem.evaluation.point import Point, load_points, save_points
@@ -27,7 +28,7 @@ from fedsem.federation.history import rows as history_rows
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.files import read_json, replace_file
-from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.plan import Plan, scenario_text
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.registry import Options
 from fedsem.reporting import table

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsem.checks import resolve
 from fedsem.evaluation.average_precision import Ranking
 from fedsem.evaluation.point import Tally
 from fedsem.evaluation.trained import TrainedLink
@@ -21,7 +22,7 @@ from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.evasion import Perturbation, SiteState
 from fedsem.link import Transmitter
-from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.plan import Plan, scenario_text
 from fedsem.scenario import check_scenario, dump_scenario
 from fedsem.training import initial_parameters
 

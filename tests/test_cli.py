@@ -317,7 +317,7 @@ def test_our_own_mistakes_are_one_sentence_too(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: Any) -> None:
         raise RuntimeError("a\nb")
 
-    monkeypatch.setattr("fedsem.plan.resolve", fail)
+    monkeypatch.setattr("fedsem.checks.resolve", fail)
     result = CliRunner().invoke(app, ["validate", "t.yaml"])
     assert result.exit_code == 1
     assert result.stderr == (
@@ -332,7 +332,7 @@ def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedsem.plan.resolve", interrupt)
+    monkeypatch.setattr("fedsem.checks.resolve", interrupt)
     result = CliRunner().invoke(app, ["validate", "t.yaml"])
     assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
 

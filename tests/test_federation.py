@@ -24,13 +24,14 @@ import torch
 from PIL import Image
 
 from fedsem import run
+from fedsem.checks import resolve
 from fedsem.errors import FederationError, FedsemError, OutputError
 from fedsem.federation import history, rounds
 from fedsem.federation.records import decode_replies, decode_tasks, encode_replies, encode_tasks
 from fedsem.federation.state import FederationState, owner
 from fedsem.federation.strategy import balanced
 from fedsem.hooks.aggregate import Updates
-from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.plan import Plan, scenario_text
 from fedsem.reporting.results import Results
 from fedsem.scenario_file import load_scenario
 from fedsem.store import Store

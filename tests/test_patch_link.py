@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsem import run
 from fedsem.channels.channel import air_gain
+from fedsem.checks import resolve
 from fedsem.errors import OutputError, ScenarioError
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
@@ -28,7 +29,7 @@ from fedsem.federation.job import Job
 from fedsem.federation.state import owner
 from fedsem.link import Transmission, Transmitter
 from fedsem.models.mae_encoder import MaeEncoder
-from fedsem.plan import Plan, resolve, scenario_text
+from fedsem.plan import Plan, scenario_text
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
 from fedsem.stages import plans_of, prepare

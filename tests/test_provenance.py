@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from fedsem import provenance, run
+from fedsem.checks import resolve
 from fedsem.errors import OutputError
-from fedsem.plan import Plan, resolve
+from fedsem.plan import Plan
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.reporting.results import Results
 from fedsem.scenario_file import load_scenario
