@@ -121,6 +121,13 @@ def test_every_task_trains_and_is_measured(results: Any) -> None:
     assert (measured.outage == 0).all()
 
 
+def test_ray_gives_the_same_table_as_the_local_engine(results: Any, tmp_path: Path) -> None:
+    """Patches through the federation's own engine: a scorer that is averaged, decoders of a group, frozen networks."""
+    on_ray = run(BASE, ["compute.engine=ray"], out=tmp_path)
+    same = [column for column in results.table if column != "run_id"]
+    pd.testing.assert_frame_equal(on_ray.table[same], results.table[same], check_exact=True)
+
+
 def test_bits_are_those_of_what_is_sent(results: Any) -> None:
     """Features of the kept patches and the class token at 8 bits, the mask's number, and the quantiser's range."""
     rows = results.table[(results.table.stage == "evaluate") & (results.table.mask_ratio == 0.8)]
