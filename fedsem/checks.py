@@ -136,6 +136,15 @@ def _check_patches(plan: Plan) -> None:
             raise ScenarioError(
                 f"{where}': link.encoder.csi_correlation is the delay of a Rayleigh gain; use kind: rayleigh."
             )
+    painting = [branch for branch in plan.branches if plan.decoder_format(branch).paints and plan.task(branch).weight]
+    chosen = [(f"{where}.selection'", name) for where, grid in grids for name in grid.selection or []]
+    chosen.append(("In the scenario, 'link.encoder.selection'", encoder.selection))
+    for where, name in chosen:
+        if name == "oracle" and not painting:
+            raise ScenarioError(
+                f"{where}: an oracle chooses by the loss of tasks that decode painted pictures, and none of those has "
+                "a weight; choose otherwise, or give one a weight."
+            )
     for where, grid in grids:
         if grid.mask_ratio is not None and encoder.latency_budget_s is not None:
             raise ScenarioError(

@@ -7,7 +7,7 @@ Every model here refuses unknown keys. Files and ``--set`` are read by `fedsem.s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -366,30 +366,46 @@ class Scenario(Strict):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
         used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}
-        swept = [(where, path) for axis, values in self.sweep.items() for where, path in _swept(axis, values)]
-        for i, (where, path) in enumerate(swept):
-            for there, earlier in swept[:i]:
-                if earlier.startswith(f"{path}."):
-                    raise WrongKey(where, f"would undo '{there}'; write it before that key")
-            parts = path.split(".")
-            if parts[0] == "channels" and len(parts) > 1 and parts[1] in self.channels and parts[1] not in used:
-                raise WrongKey(where, f"no receiver uses the channel '{parts[1]}'")
-            if parts[0] in ("schema", "name", "description", "seeds", "sweep"):
-                raise WrongKey(where, "this key cannot be swept")
-            if path in ("compute", "compute.engine", "compute.workers"):
-                raise WrongKey(where, "one engine runs the whole sweep; name it in 'compute'")
+        self._check_sweep(used)
         for attack in self.use.attacks:
             _known("use.attacks", "attack", attack, self.attacks)
         for defense in self.use.defenses:
             _known("use.defenses", "defense", defense, self.defenses)
         return self
 
+    def _check_sweep(self, used: Collection[str | None]) -> None:
+        """Every key that is swept can be, and none is set twice in a cell.
 
-def _swept(axis: str, values: list[Any] | Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Where a sweep names keys of the scenario, and which."""
+        Args:
+            used: channels that receivers use.
+        """
+        before: list[tuple[str, str]] = []
+        for axis, values in self.sweep.items():
+            if isinstance(values, dict) and (not re.fullmatch(NAME, axis) or axis in type(self).model_fields):
+                raise WrongKey(f"sweep.{axis}", "settings with names need a name of their own, without dots")
+            alternatives = _swept(axis, values)
+            for alternative in alternatives:
+                for i, (where, path) in enumerate(alternative):
+                    for there, earlier in (*before, *alternative[:i]):
+                        if earlier == path:
+                            raise WrongKey(where, f"'{there}' sets this key too; remove one of them")
+                        if earlier.startswith(f"{path}."):
+                            raise WrongKey(where, f"would undo '{there}'; write it before that key")
+                    parts = path.split(".")
+                    if parts[0] == "channels" and len(parts) > 1 and parts[1] in self.channels and parts[1] not in used:
+                        raise WrongKey(where, f"no receiver uses the channel '{parts[1]}'")
+                    if parts[0] in ("schema", "name", "description", "seeds", "sweep"):
+                        raise WrongKey(where, "this key cannot be swept")
+                    if path in ("compute", "compute.engine", "compute.workers"):
+                        raise WrongKey(where, "one engine runs the whole sweep; name it in 'compute'")
+            before += [pair for alternative in alternatives for pair in alternative]
+
+
+def _swept(axis: str, values: list[Any] | Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, str]]]:
+    """For each alternative of an axis of the sweep: where it names keys of the scenario, and which."""
     if isinstance(values, list):
-        return [(f"sweep.{axis}", axis)]
-    return [(f"sweep.{axis}.{name}.{path}", path) for name, settings in values.items() for path in settings]
+        return [[(f"sweep.{axis}", axis)]]
+    return [[(f"sweep.{axis}.{name}.{path}", path) for path in settings] for name, settings in values.items()]
 
 
 def _known(path: str, what: str, name: str, known: Any) -> None:

@@ -28,7 +28,7 @@ from fedsem.evaluation.trained import Mode, TrainedLink
 from fedsem.federation.job import Job
 from fedsem.federation.state import owner
 from fedsem.link import Transmission, Transmitter
-from fedsem.models.mae_encoder import MaeEncoder
+from fedsem.models.mae_encoder import MaeEncoder, MaeOptions
 from fedsem.plan import Plan, scenario_text
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
@@ -433,8 +433,40 @@ def test_snrs_scored_together_are_those_scored_alone_and_paint_less(monkeypatch:
     assert at_once < 0.8 * (sum(painted) - at_once)
 
 
+def test_a_link_ranks_the_pictures_that_it_sees() -> None:
+    """By score and by variance perturbed pictures are ranked anew; chance and an oracle keep their order, which a clean
+    link has too. The oracle's is that of the tasks' own losses."""
+    link = link_of(**encoder(payload="pixels"))
+    index = torch.arange(len(link.images))
+    for name in ("score", "variance", "uniform", "random", "oracle"):
+        one = link.in_mode(Mode(0.6, name))
+        clean, perturbed = one.choice(index, 78), one.choice(index, 78, changed=True)
+        assert clean is not None
+        assert perturbed is not None
+        assert clean.order is not None
+        assert torch.equal(clean.order, link.orders[name])
+        assert (perturbed.order is None) == (name in ("score", "variance"))
+    # Of dark pictures with one bright patch that one is sent, although the clean pictures' variance is elsewhere.
+    spot = torch.zeros_like(link.images)
+    spot[:, :, 32:40, 48:56] = 1
+    scorer = Scorer(link.in_mode(Mode(0.99, "variance")), Air(link))
+    (listener,) = link.listeners
+    for _, heard in scorer.receptions.heard([listener], [10.0], {"input": spot - link.images}):
+        assert heard.kept is not None
+        assert bool(heard.kept[:, 2 * 14 + 3].all())
+    clean_order = link.orders["variance"]
+    assert not bool((clean_order[:, 0] == 2 * 14 + 3).any())
+    mse = {}
+    for name in ("oracle", "random"):
+        (scores,) = Scorer(link.in_mode(Mode(0.6, name)), Air(link)).score([listener], [10.0], {})
+        found = tally(next(iter(scores.values())), "mse")
+        mse[name] = found.numerator.sum() / found.denominator.sum()
+    assert mse["oracle"] < 0.5 * mse["random"]
+
+
 def test_a_task_of_weight_0_trains_its_decoder_and_nothing_else() -> None:
-    """The scorer moves exactly as it does without the task, while the task's decoder learns."""
+    """The scorer of a digital link moves exactly as it does without the task, while the task's decoder learns. (Over
+    the air it would meet other draws of a training SNR that is random, since all tasks draw from one stream.)"""
     after = []
     for mask in (None, {"kind": "segmentation", "weight": 0}):
         tasks = {"picture": {"kind": "reconstruction"}} | ({"mask": mask} if mask else {})
@@ -450,6 +482,41 @@ def test_a_task_of_weight_0_trains_its_decoder_and_nothing_else() -> None:
         assert torch.equal(moved, beside.delta[name]), name
     learnt = beside.decoders["mask@down"]
     assert any(not torch.equal(value, before.decoders["central/mask@down"][name]) for name, value in learnt.items())
+
+
+OTHERWISE: dict[str, Any] = {
+    "mask_ratio": 0.3,
+    "selection": "random",
+    "bandwidth_hz": 2e6,
+    "latency_budget_s": 0.05,
+    "csi_error_db": 2.0,
+    "csi_correlation": 0.9,
+    "image_bits": 1e6,
+}
+"""Another value for each option of the encoder that training is said not to read."""
+
+
+@pytest.mark.parametrize("transport", ["digital", "analog"])
+def test_training_does_not_read_what_it_is_said_not_to(transport: str) -> None:
+    assert set(OTHERWISE) == MaeOptions.evaluation_only
+    budget = {"latency_budget_s": 0.05}  # without one there is nothing that channel knowledge is for
+    options: list[dict[str, Any]] = [budget, {name: value for name, value in OTHERWISE.items() if name != "mask_ratio"}]
+    options += [{}, {"mask_ratio": OTHERWISE["mask_ratio"]}]
+    deltas = []
+    for option in options:
+        plan = plan_of(
+            **encoder(transport=transport, **option),
+            channels={"down": {"kind": "rayleigh"}},
+            tasks=ONE,
+            receivers=USER,
+            federation={"kind": "none", "rounds": 1},
+            evaluation={},
+        )
+        task = task_of(plan, Job(scenario_text(plan.scenario), 0, Path()))
+        deltas.append(train_receiver(plan, replace(task, indices=np.arange(6))).delta)
+    for other in deltas[1:]:
+        for name, value in deltas[0].items():
+            assert torch.equal(value, other[name]), name
 
 
 def test_what_training_does_not_read_does_not_train_again(tmp_path: Path) -> None:
@@ -509,6 +576,15 @@ def test_what_training_does_not_read_does_not_train_again(tmp_path: Path) -> Non
             {"tasks": {"target": {"kind": "sensing"}}, "channels": {"radar": {"kind": "sensing"}},
              "receivers": {"radars": {"count": 1, "tasks": ["target"], "channel": "radar"}}},
             "no waveform that a target could reflect",
+        ),
+        (
+            {"tasks": {"objects": {"kind": "detection"}, "target": {"kind": "sensing"}},
+             "channels": {"down": {"kind": "awgn"}, "radar": {"kind": "sensing"}},
+             "receivers": {"users": {"count": 1, "tasks": ["objects", "target"],
+                                     "channel": {"objects": "down", "target": "radar"}}},
+             "evaluation": {"grids": [{"snr_db": [0], "selection": ["oracle"]}]},
+             **encoder(transport="analog")},
+            "none of those has a weight",
         ),
     ],
 )  # fmt: skip

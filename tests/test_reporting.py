@@ -538,9 +538,21 @@ def test_links_trained_for_one_task_stand_in_a_matrix_of_all_tasks(nothing: pd.D
         np.testing.assert_allclose(drawn[drawn[:, 0].argsort()], sorted(best))
 
 
-def test_a_sweep_of_values_has_no_matrix_of_tasks(made_up: pd.DataFrame, nothing: pd.DataFrame) -> None:
-    with pytest.raises(FedsemError, match="sweeps no settings with names"):
-        figures.draw("task_matrix", made_up, nothing)
+@pytest.mark.parametrize(
+    ("sweep", "why"),
+    [
+        ({"trained_for": ["label", "picture"], "train.batch": [16, 32]}, "differ in more than the names"),
+        ({"federation": ["none", "flower"]}, "sweeps no settings with names"),
+        ({}, "sweeps no settings with names"),
+    ],
+)
+def test_links_that_differ_in_more_than_names_have_no_matrix(
+    sweep: dict[str, list[Any]], why: str, nothing: pd.DataFrame
+) -> None:
+    table = frame(MadeUp(sweep=sweep, attacks={}, seeds=(0,)).rows())
+    assert not {"task_matrix", "task_fronts"} & set(figures.available(table, nothing))
+    with pytest.raises(FedsemError, match=why):
+        figures.draw("task_matrix", table, nothing)
 
 
 def test_attacks_over_snr_are_drawn_where_they_were_measured_there(nothing: pd.DataFrame) -> None:

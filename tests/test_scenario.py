@@ -213,6 +213,18 @@ def test_the_base_is_valid() -> None:
         ("sweep", {"train.snr_db": [3, "x"]}, "With sweep.train.snr_db = 'x': In the scenario, 'train.snr_db': should"),
         ("sweep", {"train.epochs.x": [1]}, "With sweep.train.epochs.x = 1: 'train.epochs' is 1, not a mapping"),
         ("sweep", {"shape": {}}, "'sweep.shape': has too few items: {}."),
+        ("sweep", {"link.shape": {"a": {}}}, "'sweep.link.shape': settings with names need a name of their own"),
+        ("sweep", {"train": {"a": {}}}, "'sweep.train': settings with names need a name of their own, without dots."),
+        (
+            "sweep",
+            {"train.batch": [8], "size": {"small": {}, "large": {"train.batch": 32}}},
+            "'sweep.size.large.train.batch': 'sweep.train.batch' sets this key too; remove one of them.",
+        ),
+        (
+            "sweep",
+            {"size": {"a": {"train.batch": 8, "train": {}}}},
+            "'sweep.size.a.train': would undo 'sweep.size.a.tr",
+        ),
         ("sweep", {"shape": {"a": 3}}, "'sweep.shape.a': should be a mapping, not 3."),
         ("sweep", {"shape": {"a": {"seeds": [1]}}}, "'sweep.shape.a.seeds': this key cannot be swept."),
         ("sweep", {"shape": {"a": {}, "b": {}}}, "'sweep': this is the same as shape = 'a'; remove one of them."),
@@ -407,7 +419,11 @@ def test_a_part_of_what_is_swept_is_set_after_it() -> None:
 
 
 def test_settings_with_a_name_are_set_together() -> None:
-    named = {"small": {"link.encoder.channel_uses": 8, "link.symbols": "complex"}, "as_it_is": {}}
+    named = {
+        "small": {"link.encoder.channel_uses": 8, "link.symbols": "complex"},
+        "as_it_is": {},
+        "other": {"link.encoder": {"kind": "cnn", "channel_uses": 12}},  # one of several: it undoes nothing
+    }
     checked = check_scenario(base(sweep={"size": named, "train.batch": [16, 32]}))
     found = [(cell.settings, check_scenario(cell.tree)) for cell in cells(checked)]
     assert [chosen for chosen, _ in found] == [
@@ -417,7 +433,8 @@ def test_settings_with_a_name_are_set_together() -> None:
     for chosen, cell in found:
         small = chosen["size"] == "small"
         assert cell.train.batch == chosen["train.batch"]
-        assert cell.link.encoder.channel_uses == (8 if small else plain.link.encoder.channel_uses)
+        uses = {"small": 8, "other": 12, "as_it_is": plain.link.encoder.channel_uses}
+        assert cell.link.encoder.channel_uses == uses[chosen["size"]]
         assert cell.link.symbols == ("complex" if small else plain.link.symbols)
 
 

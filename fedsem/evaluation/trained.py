@@ -110,7 +110,8 @@ class TrainedLink:
         return self.orders[strategy]
 
     def _loss(self, pictures: Tensor, index: Tensor) -> Tensor:
-        """What training minimises, of pictures (B, 3, H, W) that are painted of these test images, (B,)."""
+        """Losses of all decoders of pictures (B, 3, H, W) that are painted of these test images, summed with their
+        tasks' weights, (B,)."""
         total, examples = torch.zeros(len(index), device=pictures.device), self.examples.at(index)
         for listener in self.listeners:
             task = self.plan.task(listener.branch)

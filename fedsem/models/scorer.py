@@ -31,20 +31,20 @@ class Scorer(nn.Module):
     Args:
         patch: pixels per side of a patch.
         side: patches per side of the picture.
-        width, layers, heads: of the transformer; `layers` counts the scoring block.
+        config: of the transformer, as of a MAE's encoder; its layers count the scoring block.
         pooled: patches are averaged to `pooled` x `pooled` pixels first; None: not.
     """
 
-    def __init__(self, patch: int, side: int, width: int, layers: int, heads: int, pooled: int | None) -> None:
+    def __init__(self, patch: int, side: int, config: ViTMAEConfig, pooled: int | None) -> None:
         super().__init__()
-        self.patch, self.heads, self.pooled = patch, heads, pooled
+        width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+        self.patch, self.heads, self.pooled = patch, int(config.num_attention_heads), pooled
         self.embed = nn.Linear(3 * (pooled or patch) ** 2, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position = nn.Parameter(sine_cosine(side, width))
-        block = ViTMAEConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
-        block._attn_implementation = "eager"  # see Mae
-        self.blocks = nn.Sequential(*(ViTMAELayer(block) for _ in range(layers - 1)))
-        self.norm = nn.LayerNorm(width)
+        config._attn_implementation = "eager"  # see Mae
+        self.blocks = nn.Sequential(*(ViTMAELayer(config) for _ in range(layers - 1)))
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         rank = uniform_scores(side).argsort().argsort() / (side**2 - 1)
         place = torch.zeros(1, 1 + side**2, width)
         place[0, 1:, -width // 8 :] = (2 * rank - 1).unsqueeze(1)
@@ -84,7 +84,8 @@ def scorer(size: Size, mae: Mae) -> Scorer:
     """A scorer beside a MAE: `base` is as large as its encoder, as in [S0], and begins as a copy of it; `small` sees
     patches of 4x4 averaged pixels through two blocks of width 32."""
     if size == "small":
-        return Scorer(mae.patch, mae.side, 32, 2, 2, 4 if mae.patch % 4 == 0 else None)
-    base = Scorer(mae.patch, mae.side, mae.width, mae.layers, mae.heads, None)
+        options = ViTMAEConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+        return Scorer(mae.patch, mae.side, options, 4 if mae.patch % 4 == 0 else None)
+    base = Scorer(mae.patch, mae.side, mae.vitmae.config, None)
     base.begin_as(mae)
     return base

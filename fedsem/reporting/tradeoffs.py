@@ -17,6 +17,7 @@ from fedsem.reporting.layout import finish, settle, wrap
 from fedsem.reporting.rows import evaluated, is_clean, own_snr, task_kinds, tasks_of
 from fedsem.reporting.style import CATEGORIES, FAINT, INK, MARKERS, Drawing, house_style
 from fedsem.reporting.words import Kind
+from fedsem.scenario import Scenario
 
 HEADLINES: dict[Kind, str] = {
     "classification": "accuracy",
@@ -35,12 +36,19 @@ OTHERS = ("variance", "random")
 
 def lacks(table: pd.DataFrame) -> str:
     """Why there is no figure; empty where there is one."""
-    axis = _axis(table)
-    if axis is None:
+    if _axis(table) is None:
         return "the scenario sweeps no settings with names"
     if len(task_kinds(table)) < 2:
         return "only one task was evaluated"
-    return ""
+    rows = _rows(table)
+    scored = rows[_scored(rows)]
+    if scored.empty:
+        return "no patches were chosen by score"
+    several = rows.groupby(["link", "task", "selection", "mask_ratio"], dropna=False).size().max() > 1
+    whole = len(scored[["link", "task", "mask_ratio"]].drop_duplicates()) == (
+        scored["link"].nunique() * scored["task"].nunique() * max(1, scored["mask_ratio"].nunique())
+    )
+    return "" if whole and not several else "its links differ in more than the names of settings"
 
 
 def draw_matrix(table: pd.DataFrame) -> Drawing:
@@ -69,7 +77,10 @@ def draw_matrix(table: pd.DataFrame) -> Drawing:
         note = f"Rows: \u201c{words.plain(str(_axis(table)))}\u201d of the sweep."
         if any((rows["selection"] == name).any() for name in OTHERS):
             note += f" *With the decoders of \u201c{words.plain(links[-1])}\u201d."
-        note += f" In bold the best of each column, not counting these. {_heard_at(rows)} {evidence(table, rows)}"
+            note += " In bold the best of each column, not counting these."
+        else:
+            note += " In bold the best of each column."
+        note += f" {_heard_at(rows)} {evidence(table, rows.assign(ci_low=np.nan, ci_high=np.nan))}"
         finish(figure, {}, note, height * len(ratios))
         settle(figure)
     return figure
@@ -168,7 +179,7 @@ def _axis(table: pd.DataFrame) -> str | None:
     """The key of a sweep whose values are names of settings: it is no path."""
     for cell in table["cell"].dropna().unique():
         for key in words.settings(str(cell)):
-            if "." not in key:
+            if "." not in key and key not in Scenario.model_fields:
                 return key
     return None
 
