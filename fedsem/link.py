@@ -125,10 +125,9 @@ class Transmitter(nn.Module):
             return received
         assert isinstance(encoder, MaeEncoder)
         values = received / sent.amplitude
-        paint = encoder.paint_gated if selected.gate is not None else None
         with self.autocast(received):
             draws = [
-                paint(one, selected) if paint else encoder.paint(one, selected.kept)  # type: ignore[arg-type]
+                encoder.paint_gated(one, selected) if selected.kept is None else encoder.paint(one, selected.kept)
                 for one in values.view(-1, *values.shape[-2:])
             ]
         return torch.stack(draws).float().view(*values.shape[:-1], *draws[0].shape[1:])

@@ -94,6 +94,9 @@ def test_mse_and_psnr_by_definition() -> None:
     output = truth + errors.unsqueeze(-1)
     metrics = made.metrics(output, truth, None)
     torch.testing.assert_close(metrics["mse"].numerator, errors**2, rtol=1e-4, atol=1e-9)
+    # Of pictures with pixels from 0 to 255, as images are stored.
+    stored = (255 * output - 255 * truth).square().mean(-1)
+    torch.testing.assert_close(metrics["mse_255"].numerator, stored, rtol=1e-4, atol=1e-4)
     psnr = metrics["psnr_db"].numerator
     assert psnr[0].tolist() == pytest.approx([20, 40, 0], abs=1e-3)
     assert psnr[1, 0].item() == pytest.approx(20 * math.log10(5), abs=1e-3)

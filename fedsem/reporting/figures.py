@@ -44,7 +44,7 @@ METRICS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "accuracy_vs_psr": ("classification", ("accuracy", "accuracy_vs_noise", "reached")),
     "reconstruction_vs_snr": ("reconstruction", ("mse", "psnr_db", "ssim", "lpips")),
     "reconstruction_vs_psr": ("reconstruction", ("mse", "psnr_db", "psnr_db_vs_noise", "reached")),
-    "reconstruction_vs_mask_ratio": ("reconstruction", ("mse", "psnr_db", "ssim", "lpips")),
+    "reconstruction_vs_mask_ratio": ("reconstruction", ("mse_255", "psnr_db", "ssim", "lpips")),
     "detection_vs_mask_ratio": ("detection", ("f1", "ap50", "ap")),
     "detection_vs_snr": ("detection", ("f1", "ap50", "ap")),
     "detection_vs_psr": ("detection", ("f1", "f1_vs_noise", "reached")),

@@ -55,7 +55,7 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
                 level = originals[(originals["task"] == task) & (originals["metric"] == metric)]
                 levels = []
                 # The original has no error: its PSNR would be infinite.
-                if not level.empty and metric not in ("mse", "psnr_db"):
+                if not level.empty and metric not in ("mse_255", "psnr_db"):
                     value = as_shown.scale * float(level["value"].iloc[0])
                     levels.append(Level(words.SELECTIONS["original"], value, Stroke(FAINT, (0, (4, 2)), "", 1.1)))
                 title = [words.plain(task), *([words.decibel(snr)] if len(snrs) > 1 else [])]

@@ -46,18 +46,14 @@ class Keypoints(Task):
 
     def truth(self, examples: Examples, realisation: Realisation) -> Tensor:
         """Keypoints (B, M, K, 4): x, y, visibility, and the size of their object, in pixels."""
-        assert examples.keypoints is not None
-        assert examples.boxes is not None
-        sides = examples.boxes[..., 2:4] - examples.boxes[..., :2]
-        size = sides.amax(-1)[..., None, None].expand(*examples.keypoints.shape[:-1], 1)
-        return torch.cat([examples.keypoints, size], dim=-1)
+        return _sized(examples)
 
     def goals(self, decoder: DecoderFormat, test_images: int) -> int:
         return test_images
 
     def aim(self, goal: int, examples: Examples) -> Tensor:
         """The keypoints of the test picture of that number, for every example."""
-        truth = self.truth(examples.at(slice(goal, goal + 1)), None)  # type: ignore[arg-type]
+        truth = _sized(examples.at(slice(goal, goal + 1)))
         return truth.expand(len(examples), *truth.shape[1:])
 
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
@@ -98,6 +94,14 @@ class Keypoints(Task):
         near = torch.hypot(dx, dy) <= NEAR * truth[..., 3:4] + STRIDE / 2
         peaks = (values > 0).view(*output.shape[:-3], output.shape[-3], most)
         return near & peaks.unsqueeze(-3), peaks.float()
+
+
+def _sized(examples: Examples) -> Tensor:
+    assert examples.keypoints is not None
+    assert examples.boxes is not None
+    sides = examples.boxes[..., 2:4] - examples.boxes[..., :2]
+    size = sides.amax(-1)[..., None, None].expand(*examples.keypoints.shape[:-1], 1)
+    return torch.cat([examples.keypoints, size], dim=-1)
 
 
 def heat(truth: Tensor, side: int) -> Tensor:
