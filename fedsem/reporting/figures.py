@@ -135,7 +135,8 @@ def _over(name: str, title: str, hint: str) -> FigureKind:
 
 RATIO_HINT = (
     "The further to the right, the fewer patches are sent: a good choice keeps its curve up, and the gap to random "
-    "patches is what the scorer gains; above it lie a greedy choice that knows the error, and the original image."
+    "patches is what the scorer gains. Beside it stand a greedy choice that knows the tasks' loss, and the original "
+    "image."
 )
 PATCH_SNR_HINT = (
     "The better the channel, the more patches fit into the latency budget; the gap between scored and random patches "

@@ -20,7 +20,7 @@ SELECTIONS = {
     "random": "Random patches",
     "uniform": "Even grid of patches",
     "variance": "Patches of most variance",
-    "oracle": "Greedy oracle (upper reference)",
+    "oracle": "Greedy oracle (knows the loss)",
     "original": "Original image",
 }
 REFERENCES = {
