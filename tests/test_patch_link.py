@@ -67,7 +67,7 @@ BASE: dict[str, Any] = {
         "baselines": False,
         "samples": 1,
         "grids": [
-            {"snr_db": [10], "mask_ratio": [0.4, 0.8], "selection": ["score", "random"]},
+            {"snr_db": [10], "mask_ratio": [0.4, 0.8], "selection": ["score", "random", "variance"]},
             {"snr_db": [10], "selection": ["original"]},
         ],
     },
@@ -147,7 +147,8 @@ def test_the_original_has_no_error(results: Any) -> None:
     assert float(rows[rows.metric == "ssim"].value.iloc[0]) == pytest.approx(1, abs=1e-4)
 
 
-def test_differences_to_random_patches_are_those_of_the_rows(results: Any) -> None:
+@pytest.mark.parametrize("other", ["random", "variance"])
+def test_differences_to_other_choices_are_those_of_the_rows(results: Any, other: str) -> None:
     rows = results.table[(results.table.stage == "evaluate") & (results.table.mask_ratio == 0.4)]
 
     def value(selection: str, metric: str) -> float:
@@ -156,9 +157,10 @@ def test_differences_to_random_patches_are_those_of_the_rows(results: Any) -> No
         )
 
     for metric in ("f1", "ap50"):
-        assert value("score", f"{metric}_vs_random") == pytest.approx(
-            value("score", metric) - value("random", metric), abs=1e-9
+        assert value("score", f"{metric}_vs_{other}") == pytest.approx(
+            value("score", metric) - value(other, metric), abs=1e-9
         )
+    assert not (rows[rows.selection == "random"].metric.str.contains("_vs_")).any()
 
 
 def test_the_report_shows_patches_and_curves(results: Any) -> None:

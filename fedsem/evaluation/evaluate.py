@@ -59,7 +59,7 @@ def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
         whole.samples += part.samples
     if link.plan.scenario.evaluation.baselines:
         whole.points += reference_points(link, Air(link), _grids(link))
-    _compare_with_random(whole.points)
+    _compare_choices(whole.points)
     return whole
 
 
@@ -77,17 +77,19 @@ def _modes(link: TrainedLink, grid: Grid) -> list[Mode]:
     return list(dict.fromkeys(Mode(0.0 if name == "original" else ratio, name) for ratio, name in modes))
 
 
-def _compare_with_random(points: Sequence[Point]) -> None:
-    """Link every point whose patches are chosen to the one where they are chosen at random and all else is alike."""
+def _compare_choices(points: Sequence[Point]) -> None:
+    """Link every point whose patches are chosen to those where they are chosen at random, and by their variance, and
+    all else is alike."""
     left_out = {"selection", "psr_achieved_db", "kept", "bits", "latency_s", "outage"}
 
     def place(point: Point) -> str:
         return json.dumps({key: value for key, value in point.columns.items() if key not in left_out}, sort_keys=True)
 
-    at_random = {place(point): i for i, point in enumerate(points) if point.columns.get("selection") == "random"}
-    for point in points:
-        if point.columns.get("selection") not in (None, "random"):
-            point.random = at_random.get(place(point))
+    for other in ("random", "variance"):
+        there = {place(point): i for i, point in enumerate(points) if point.columns.get("selection") == other}
+        for point in points:
+            if point.columns.get("selection") not in (None, "random", other):
+                setattr(point, other, there.get(place(point)))
 
 
 class _Counter:

@@ -38,7 +38,7 @@ class Point:
         metrics: tallies by metric; average precisions as rankings.
         clean: number of the clean point with the same channel draws.
         noise: number of the point with noise of the energy that this attack achieved.
-        random: number of the point whose patches are chosen at random, all else alike.
+        random, variance: number of the point whose patches are chosen at random, or by their variance, all else alike.
     """
 
     columns: dict[str, Any]
@@ -46,9 +46,10 @@ class Point:
     clean: int | None = None
     noise: int | None = None
     random: int | None = None
+    variance: int | None = None
 
 
-LINKS = ("clean", "noise", "random")
+LINKS = ("clean", "noise", "random", "variance")
 """Other points that a point is compared with."""
 
 

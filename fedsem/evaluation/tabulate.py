@@ -19,7 +19,7 @@ VARYING = (ACHIEVED, *AIRTIME)
 """Columns of a point that may differ from seed to seed."""
 
 
-COMPARED = {"change": "clean", "vs_noise": "noise", "vs_random": "random"}
+COMPARED = {"change": "clean", "vs_noise": "noise", "vs_random": "random", "vs_variance": "variance"}
 """Ending of a paired difference's name -> the link of a point to the one it is compared with."""
 
 
@@ -27,9 +27,10 @@ def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[di
     """Rows for each seed and, with `seed` empty, for all seeds together.
 
     Beside each metric under attack stand `<metric>_change` (minus clean) and `<metric>_vs_noise` (minus Gaussian noise
-    of the energy that the attack achieved), and beside what chosen patches give `<metric>_vs_random`, paired over
-    images, channel draws and seeds. `psr_achieved_db` is the mean PSR over images, and over seeds where they are
-    together, in dB; of an attack at two sites, of the larger.
+    of the energy that the attack achieved), and beside what chosen patches give `<metric>_vs_random` and
+    `<metric>_vs_variance` (minus what another choice gives), paired over images, channel draws and seeds.
+    `psr_achieved_db` is the mean PSR over images, and over seeds where they are together, in dB; of an attack at two
+    sites, of the larger.
 
     Args:
         points: the points of each seed, in the same order for every seed.

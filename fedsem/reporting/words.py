@@ -54,7 +54,12 @@ class Quantity(NamedTuple):
 
 def quantity(metric: str, kind: Kind | None = None) -> Quantity:
     """How `metric` of a task of that kind is shown; an unknown metric under its own name."""
-    endings = (("_vs_noise", "{} beyond noise"), ("_vs_random", "{} beyond random"), ("_change", "Change of {}"))
+    endings = (
+        ("_vs_noise", "{} beyond noise"),
+        ("_vs_random", "{} beyond random"),
+        ("_vs_variance", "{} beyond variance"),
+        ("_change", "Change of {}"),
+    )
     for ending, words in endings:
         if metric.endswith(ending):
             base = quantity(metric.removesuffix(ending), kind)
