@@ -187,8 +187,8 @@ def plan_of_text(text: str) -> Plan:
 
 
 def scenario_text(scenario: Scenario) -> str:
-    """The scenario as canonical JSON: the text that stages are keyed by and workers receive."""
-    return json.dumps(dump_scenario(scenario), sort_keys=True)
+    """The scenario as JSON, for workers. Keys keep their order: receivers are numbered by that of their groups."""
+    return json.dumps(dump_scenario(scenario))
 
 
 def asked_per_round(plan: Plan) -> int:

@@ -193,7 +193,8 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     compute = {key: content["compute"][key] for key in ("precision", "execution")} | {"device": str(plan.device)}
     active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
     data = plan.dataset
-    decisive = [training, compute, active, seed, data.train.fingerprint]
+    # Sorted keys would forget the order of the groups, which numbers the receivers.
+    decisive = [training, list(content["receivers"]), compute, active, seed, data.train.fingerprint]
     if weights := weights_of(plan.scenario):
         decisive.append(weights)
     key = json.dumps(decisive, sort_keys=True)

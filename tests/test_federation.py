@@ -356,6 +356,34 @@ def test_ray_gives_the_same_table_as_the_local_engine(local_results: Results, tm
     assert not list((on_ray.folder / "checkpoints").glob("**/.*"))
 
 
+def test_names_of_groups_change_no_number(tmp_path: Path) -> None:
+    """Receivers are numbered in the order of their groups, in training and in evaluation alike, and after resuming."""
+    groups = [
+        {"count": 2, "tasks": ["label"], "channel": "down", "decoder": "local"},
+        {"count": 1, "tasks": ["label", "picture"], "channel": "down", "decoder": "local"},
+        {"count": 1, "tasks": ["picture"], "channel": "down", "decoder": "local"},
+    ]
+    tables = []
+    for names in (["a", "b", "c"], ["zebras", "b_", "apes"]):
+        tree = small(
+            tasks={"label": {"kind": "classification"}, "picture": {"kind": "reconstruction"}},
+            channels={"down": {"kind": "awgn"}},
+            receivers=dict(zip(names, groups, strict=True)),
+            federation={"rounds": 2},
+            attacks={},
+            evaluation={"draws": {"score": 1}, "samples": 0, "baselines": False, "grids": [{"snr_db": [10]}]},
+        )
+        results = run(tree, out=tmp_path / names[0])
+        shutil.rmtree(next((results.folder / "stages").iterdir()))
+        resumed = run(resume=results.folder)
+        pd.testing.assert_frame_equal(comparable(resumed), comparable(results), check_exact=True)
+        new = dict(zip(names, "abc", strict=True))
+        tables.append(comparable(results).assign(receiver=lambda t, new=new: t["receiver"].map(new)))
+    assert set(tables[0]["receiver"].dropna()) == {"a", "b", "c"}
+    first, second = tables
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
 def test_centralised_training_learns_and_needs_no_flower(tmp_path: Path) -> None:
     script = (
         "import json, sys; from fedsem import run; "
