@@ -378,7 +378,8 @@ def test_names_of_groups_change_no_number(tmp_path: Path) -> None:
         resumed = run(resume=results.folder)
         pd.testing.assert_frame_equal(comparable(resumed), comparable(results), check_exact=True)
         new = dict(zip(names, "abc", strict=True))
-        tables.append(comparable(results).assign(receiver=lambda t, new=new: t["receiver"].map(new)))
+        table = comparable(results)
+        tables.append(table.assign(receiver=table["receiver"].map(new)))
     assert set(tables[0]["receiver"].dropna()) == {"a", "b", "c"}
     first, second = tables
     pd.testing.assert_frame_equal(first, second, check_exact=True)
