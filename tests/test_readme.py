@@ -1,0 +1,66 @@
+"""What the README shows is what fedsem does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from fedsem import run
+from fedsem.checks import resolve
+from fedsem.scenario import check_scenario
+from fedsem.scenario_file import load_scenario, read_tree
+from fedsem.sweep import cells
+
+README = Path(__file__).parents[1] / "README.md"
+SMALL = [
+    "data={kind: digits, train_images: 100, test_images: 20}",
+    "compute.engine=local",
+    "seeds=[0]",
+    "federation.rounds=1",
+    "evaluation.draws={attack: 1, score: 1}",
+    "sweep.link.encoder.channel_uses=[10, 20]",
+]
+
+
+def texts(holding: str) -> list[str]:
+    found = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return [text for text in found if holding in text]
+
+
+def blocks(holding: str) -> list[dict[str, Any]]:
+    return [YAML(typ="safe").load(text) for text in texts(holding)]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (text,) = texts("schema: 1")
+    path = tmp_path_factory.mktemp("readme") / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_example_scenario_is_valid_as_it_stands(example: Path) -> None:
+    assert load_scenario(example).name == "mine"
+
+
+def test_the_example_scenario_runs_to_its_end(example: Path, tmp_path: Path) -> None:
+    results = run(example, SMALL, out=tmp_path)
+    measured = results.table[results.table["stage"] == "evaluate"]
+    assert set(measured["receiver"]) == {"users", "radars"}
+    assert measured["cell"].nunique() == 2
+    assert measured["value"].notna().all()
+
+
+def test_settings_of_the_mae_link_are_valid_as_they_stand() -> None:
+    """What the README shows of it, in the place of what a shipped scenario says."""
+    tree = read_tree("table1_mask_ratio")
+    (shown,) = blocks("kind: mae")
+    (named,) = blocks("trained_for")
+    mae = resolve(check_scenario({**tree, **shown}))
+    assert [mae.task(branch).weight for branch in mae.branches] == [1.5, 1, 0, 0]
+    links = cells(check_scenario({**tree, **shown, **named}))
+    assert [cell.settings["trained_for"] for cell in links] == ["picture", "mask", "joint"]
