@@ -97,9 +97,10 @@ class Samples:
                         continue
                     missing.remove(image)
                     picture, named = heard.inputs[0, place], {**shown, "image": image}
-                    self._keep_one("scene", _small(images[image]), named)
                     self._keep_one("painted", _small(picture), named)
-                    if heard.kept is not None:
+                    if heard.kept is None:
+                        self._keep_one("scene", _small(images[image]), named)
+                    else:
                         assert receptions.encoder is not None
                         mae = receptions.encoder.mae
                         patches = mae.patchify(images[image : image + 1])
@@ -119,7 +120,9 @@ class Samples:
 
     def _keep_one(self, kind: str, values: Tensor, columns: dict[str, Any]) -> None:
         label = self.link.plan.dataset.classes[int(self.link.labels[columns["image"]])]
-        row = {"kind": kind, "label": label, "shape": list(values.shape), "values": values.flatten().tolist()}
+        # As JSON: three decimals are finer than a screen's colours, and a fifth of the text.
+        numbers = [round(value, 3) for value in values.flatten().tolist()]
+        row = {"kind": kind, "label": label, "shape": list(values.shape), "values": numbers}
         self.rows.append({**columns, **row})
 
     def _keep(self, kind: str, values: Tensor, columns: dict[str, Any], decisions: list[str] | None = None) -> None:
