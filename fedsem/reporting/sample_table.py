@@ -38,9 +38,10 @@ SAMPLE_COLUMNS: dict[str, str] = {
 
 `kind` is `original`, `perturbed` or `reconstruction` (pictures in [0, 1], shape (channels, height, width)), or `sent`
 or `received` (nc real numbers; with `symbols` = `complex`, pairs divided by sqrt 2 are I and Q). `decision` is what a
-decoder said of the image: a class name, or whether a target is there. Of a transmitter of patches, `scene` is the
-image, `kept` what arrived of it (NaN elsewhere), `painted` what the receiver painted, all at most 112 pixels wide, and
-`boxes` what a detector found in it: (boxes, 6) with corners in shares of the picture's side, score and category.
+decoder said of the image: a class name, or whether a target is there. Of a transmitter of patches, `kept` is what
+arrived of the image (NaN elsewhere) or, where all of it was sent, `scene` the image; `painted` what the receiver
+painted; all at most 112 pixels wide; and `boxes` what a detector found in it: (boxes, 6) with corners in shares of the
+picture's side, score and category.
 """
 
 
