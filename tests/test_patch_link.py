@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fedsem.evaluation.trained import Mode, TrainedLink
 from fedsem.federation.job import Job
 from fedsem.federation.state import owner
 from fedsem.link import Transmission, Transmitter
-from fedsem.models.mae_encoder import MaeEncoder, MaeOptions
+from fedsem.models.mae_encoder import Choice, MaeEncoder, MaeOptions
 from fedsem.plan import Plan, scenario_text
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
@@ -131,8 +132,6 @@ def test_ray_gives_the_same_table_as_the_local_engine(results: Any, tmp_path: Pa
 def test_bits_are_those_of_what_is_sent(results: Any) -> None:
     """Features of the kept patches and the class token at 8 bits, the mask's number, and the quantiser's range."""
     rows = results.table[(results.table.stage == "evaluate") & (results.table.mask_ratio == 0.8)]
-    import math
-
     mask = (math.comb(196, 39) - 1).bit_length()
     assert set(rows.bits.dropna()) == {40 * 128 * 8 + mask + 64}
     rate = math.log2(1 + 10)
@@ -464,6 +463,33 @@ def test_a_link_ranks_the_pictures_that_it_sees() -> None:
         found = tally(next(iter(scores.values())), "mse")
         mse[name] = found.numerator.sum() / found.denominator.sum()
     assert mse["oracle"] < 0.5 * mse["random"]
+
+
+def test_receptions_over_fading_are_those_of_a_plain_loop() -> None:
+    """The mean error over draws, each painted on its own from as many patches as its gain allows."""
+    link = link_of(
+        **encoder(latency_budget_s=0.02, selection="variance"),
+        channels=FADES,
+        evaluation={"baselines": False, "draws": {"score": 4}},
+    )
+    air, (listener,), snrs = Air(link), link.listeners, [4.0, 9.0]
+    transmitter, coder = link.transmitter, link.transmitter.encoder
+    assert isinstance(coder, MaeEncoder)
+    gains = air_gain(air.score(listener).h, "complex").abs().square()[..., 0].double()
+    for snr_db, scores in zip(snrs, Scorer(link, air).score([listener], snrs, {}), strict=True):
+        found = tally(next(iter(scores.values())), "mse")
+        for number, image in enumerate(link.images[:3]):
+            errors = []
+            for gain in gains[:, number]:
+                bits = 0.02e6 * math.log2(1 + 10 ** (snr_db / 10) * float(gain))
+                count = max((k for k in range(197) if k == 0 or coder.payload.digital(k) <= bits), default=0)
+                picture = coder.blank.expand_as(image)
+                if count:
+                    with torch.no_grad():
+                        sent = transmitter.send(image[None], Choice("variance", count))
+                        picture = transmitter.hear(sent.x.unsqueeze(0), sent)[0, 0]
+                errors.append(float((picture - image).square().mean()))
+            assert found.numerator[number] / found.denominator[number] == pytest.approx(np.mean(errors), rel=1e-3)
 
 
 def test_a_task_of_weight_0_trains_its_decoder_and_nothing_else() -> None:

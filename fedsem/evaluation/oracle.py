@@ -1,4 +1,4 @@
-"""An upper reference for the choice of patches: a greedy one by the true loss of the receivers' tasks."""
+"""A reference for the choice of patches: a greedy one by the true loss of the receivers' tasks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ AT_ONCE = 16
 def greedy_order(encoder: MaeEncoder, images: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """An order of patches that a transmitter could only find with the truth and all decoders at hand.
 
-    Patches are added in rounds: one, and one more for each dozen that is there already. In each
-    round all patches that are left have the gate 0.2; those along whose gates the loss falls most steeply are added.
-    Greedy and of first order, so that it is no bound: another choice may be better. Nothing is disturbed on air.
+    Patches are added in rounds: one, and one more for each dozen that is there already. In each round all patches that
+    are left have the gate 0.2; those along whose gates the loss falls most steeply are added. Greedy and of first
+    order, so that it is no bound: another choice may be better. Nothing is disturbed on air.
 
     Args:
         encoder: the transmitter's.
