@@ -6,6 +6,9 @@ from __future__ import annotations
 import torch
 
 from fedsem.errors import ScenarioError
+from fedsem.hooks.adversary import TrainingAttack
+from fedsem.hooks.evasion import Evasion
+from fedsem.hooks.update import UpdateAttack
 from fedsem.models.mae_encoder import MaeOptions
 from fedsem.models.pretrained import stand_in
 from fedsem.plan import Plan, asked_per_round, make_plan
@@ -183,12 +186,34 @@ def _check_groups(plan: Plan) -> None:
 
 def _check_use(scenario: Scenario) -> None:
     # Silently training without what a person asked for would be worse than refusing.
-    for key, named in (("attacks", scenario.use.attacks), ("defenses", scenario.use.defenses)):
-        if named:
+    for name in scenario.use.attacks:
+        if not isinstance(scenario.attacks[name], TrainingAttack):
             raise ScenarioError(
-                f"In the scenario, 'use.{key}': '{named[0]}' does not act in training; leave it out, and list attacks "
-                "of the test phase in 'evaluation.grids'."
+                f"In the scenario, 'use.attacks': '{name}' does not act in training; leave it out, and list attacks of "
+                "the test phase in 'evaluation.grids'."
             )
+    forging = [name for name in scenario.use.attacks if isinstance(scenario.attacks[name], UpdateAttack)]
+    if len(forging) > 1:
+        raise ScenarioError(
+            f"In the scenario, 'use.attacks': '{forging[0]}' and '{forging[1]}' would both replace updates; name one, "
+            "and sweep over them with sweep.use.attacks."
+        )
+    if scenario.use.attacks and scenario.federation.kind == "none":
+        raise ScenarioError(
+            f"In the scenario, 'use.attacks': '{scenario.use.attacks[0]}' is an attack of some receivers, and the "
+            "centralised reference has none; use federation.kind: flower."
+        )
+    if scenario.use.defenses:
+        raise ScenarioError(
+            f"In the scenario, 'use.defenses': '{scenario.use.defenses[0]}' does not act in training; leave it out."
+        )
+    for i, grid in enumerate(scenario.evaluation.grids):
+        for name in grid.attacks:
+            if name in scenario.attacks and not isinstance(scenario.attacks[name], Evasion):
+                raise ScenarioError(
+                    f"In the scenario, 'evaluation.grids.{i}.attacks': '{name}' acts in training; name it in "
+                    "'use.attacks'."
+                )
 
 
 def _check_federation(scenario: Scenario) -> None:

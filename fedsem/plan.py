@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsem.channels.channel import Channel
 from fedsem.data.dataset import Dataset, Split
 from fedsem.errors import ScenarioError
+from fedsem.hooks.adversary import TrainingAttack
 from fedsem.link import Transmitter
 from fedsem.models.detector_loss import truth_of
 from fedsem.models.encoder import ImageFormat
@@ -104,6 +105,11 @@ class Plan:
             categories=self.dataset.categories,
             keypoints=0 if (objects := self.dataset.train.objects) is None else objects.keypoints.shape[1],
         )
+
+    @cached_property
+    def training_attacks(self) -> tuple[TrainingAttack, ...]:
+        """The attacks that act in training."""
+        return tuple(self.scenario.attacks[name] for name in self.scenario.use.attacks)
 
     def new_transmitter(self) -> Transmitter:
         """A transmitter on the plan's device, initialised from torch's global generator."""

@@ -276,6 +276,12 @@ def _samples(unit: Unit) -> Iterator[dict[str, Any]]:
         yield {**row, "cell": unit.cell}
 
 
+def _malicious_share(plan: Plan) -> float:
+    """Share of the receivers that are malicious in some round."""
+    receivers = len(plan.receivers)
+    return max((attack.count(receivers) for attack in plan.training_attacks), default=0) / receivers
+
+
 def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequence[Unit], store: Store) -> Any:
     rows: list[dict[str, Any]] = []
     for i, (cell, plan) in enumerate(plans):
@@ -286,7 +292,7 @@ def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequenc
             "run_id": store.run_id,
             "cell": cell,
             "defense": "none",
-            "adversary_fraction": 0.0,
+            "adversary_fraction": _malicious_share(plan),
             "aggregator": federation.aggregator.kind if federation.kind == "flower" else "none",
         }
         for unit in members:

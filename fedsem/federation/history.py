@@ -33,6 +33,9 @@ def rows(plan: Plan, state: FederationState) -> Iterator[dict[str, Any]]:
             }
         for metric, who in (("failed_receivers", record.failed), ("rejected_updates", record.rejected)):
             yield {**common, "metric": metric, "value": float(len(who)), "n": len(record.asked)}
+        for group, (count, members) in sorted(record.malicious.items()):
+            task = {} if group == "shared" else {"task": group.partition("/")[2]}
+            yield {**common, **task, "metric": "malicious_updates", "value": float(count), "n": members}
         if plan.scenario.federation.kind == "flower":
             for number in {*record.asked} - {*record.failed} - {*record.rejected}:
                 trained |= decoders[number]

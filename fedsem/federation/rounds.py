@@ -67,8 +67,8 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
             record.failed[number] = "no reply"
         elif reply.error is not None:
             record.failed[number] = reply.error
-        elif (fault := _fault(plan, state, reply)) is not None:
-            record.rejected[number] = fault
+        elif (why := fault(plan, state, reply)) is not None:
+            record.rejected[number] = why
         else:
             valid.append(reply)
     required = plan.scenario.federation.min_receivers or math.ceil(len(asked) / 2)
@@ -85,10 +85,7 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
         "shared",
         state.shared,
         [reply.delta for reply in valid],
-        [
-            reply.examples * sum(plan.task(branch).weight for branch in plan.receivers[reply.receiver].branches)
-            for reply in valid
-        ],
+        [shared_weight(plan, reply) for reply in valid],
         [reply.receiver for reply in valid],
     )
     decoders = dict(state.decoders)
@@ -121,6 +118,11 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
     return FederationState(state.round + 1, shared, decoders, velocity, [*state.history, record])
 
 
+def shared_weight(plan: Plan, reply: Reply) -> float:
+    """What a receiver counts in the average of the encoder: n_i * sum of its task weights."""
+    return reply.examples * sum(plan.task(branch).weight for branch in plan.receivers[reply.receiver].branches)
+
+
 def _aggregate(
     plan: Plan,
     velocity: Parameters,
@@ -149,7 +151,7 @@ def _aggregate(
     return after
 
 
-def _fault(plan: Plan, state: FederationState, reply: Reply) -> str | None:
+def fault(plan: Plan, state: FederationState, reply: Reply) -> str | None:
     """Why a reply cannot be used; None where it can."""
     receiver = plan.receivers[reply.receiver]
     own = {branch.key: state.decoders[owner(plan, receiver, branch)] for branch in plan.trained_branches(receiver)}

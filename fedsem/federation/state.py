@@ -28,6 +28,7 @@ class RoundRecord:
         rejected: receivers whose update was refused, and why.
         losses: training loss over the last local epoch, by branch key: mean over receivers, weighted by images.
         examples: images behind each of `losses`.
+        malicious: by aggregation group (`shared`, or a decoder's owner) valid updates of malicious receivers, and all.
         bytes_up: parameters sent by receivers, in bytes.
         bytes_down: parameters sent to receivers, in bytes.
     """
@@ -38,6 +39,7 @@ class RoundRecord:
     rejected: dict[int, str] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
+    malicious: dict[str, list[int]] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 

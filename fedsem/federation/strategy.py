@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fedsem.federation.adversaries import forged
 from fedsem.federation.job import Job, Report
 from fedsem.federation.records import decode_replies, encode_tasks
 from fedsem.federation.rounds import combine, sample, tasks
@@ -62,8 +63,10 @@ class ReceiverStrategy(FedAvg):
         """Combine the replies, write the checkpoint, report."""
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         received = [reply for message in valid for reply in decode_replies(message.content)]
+        received, malicious = forged(self.plan, self.job.seed, self.state, received)
         self.state = combine(self.plan, self.state, self.asked, received)
         record = self.state.history[-1]
+        record.malicious.update(malicious)
         for trouble, who in (("failed", record.failed), ("rejected", record.rejected)):
             for receiver, why in who.items():
                 log.warning("Round %d: receiver %d %s: %s", record.round, receiver, trouble, why)

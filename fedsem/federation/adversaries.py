@@ -1,0 +1,134 @@
+"""Malicious receivers of a federation: who they are, and what they send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedsem.federation.rounds import fault, shared_weight
+from fedsem.federation.state import FederationState, owner
+from fedsem.hooks.aggregate import Updates
+from fedsem.hooks.update import Rows, Seen, UpdateAttack
+from fedsem.plan import Plan
+from fedsem.streams import Stream
+from fedsem.training import Parameters, Reply
+
+
+def forged(
+    plan: Plan, seed: int, state: FederationState, replies: Sequence[Reply]
+) -> tuple[list[Reply], dict[str, list[int]]]:
+    """The replies of a round with what malicious receivers send in place of what they have learnt.
+
+    They collude, and see what all honest receivers send: of the encoder, and of each decoder that is averaged. Where no
+    honest receiver has answered, they send their own.
+
+    Returns:
+        the replies; and for each aggregation group (`shared`, or the decoder's owner) that has malicious members, how
+        many those are, and all members.
+    """
+    acting = [attack for attack in plan.training_attacks if attack.acts(state.round + 1)]
+    if not acting:
+        return list(replies), {}
+    # What an honest receiver sends in vain is nothing to build on.
+    answered = [reply for reply in replies if reply.error is None and fault(plan, state, reply) is None]
+    attack = next((one for one in acting if isinstance(one, UpdateAttack)), None)
+    bad = {number for one in acting for number in one.malicious(len(plan.receivers), seed)}
+    present: dict[str, list[int]] = {}
+    for group, members in _groups(plan, answered).items():
+        if malicious := sum(reply.receiver in bad for reply in members):
+            present[group] = [malicious, len(members)]
+    if attack is None:
+        return list(replies), present
+    return _forge(plan, attack, seed, state, replies, answered), present
+
+
+def _groups(plan: Plan, replies: Sequence[Reply]) -> dict[str, list[Reply]]:
+    """Who is averaged with whom: all for the encoder, the holders of a task for its decoder."""
+    groups: dict[str, list[Reply]] = {"shared": list(replies)}
+    for reply in replies:
+        receiver = plan.receivers[reply.receiver]
+        if receiver.decoder == "group":
+            for branch in plan.trained_branches(receiver):
+                groups.setdefault(owner(plan, receiver, branch), []).append(reply)
+    return groups
+
+
+def _forge(
+    plan: Plan,
+    attack: UpdateAttack,
+    seed: int,
+    state: FederationState,
+    replies: Sequence[Reply],
+    answered: Sequence[Reply],
+) -> list[Reply]:
+    bad = set(attack.malicious(len(plan.receivers), seed))
+    changed = {reply.receiver: reply for reply in answered if reply.receiver in bad}
+    stream = Stream(seed).child("forge", state.round + 1)
+
+    def forge(
+        group: str, sent: dict[int, Parameters], names: list[str], weights: dict[int, float]
+    ) -> dict[int, Parameters]:
+        honest, own = (sorted(who for who in sent if (who in bad) == wanted) for wanted in (False, True))
+        if not honest or not own or not names:
+            return {}
+        order = sorted(sent)
+        counted = np.array([weights[who] for who in order])
+
+        def aggregate(forgeries: Rows) -> Rows:
+            rows = np.zeros((len(order), forgeries.shape[1]), np.float32)
+            rows[[order.index(who) for who in honest]] = seen.honest
+            rows[[order.index(who) for who in own]] = forgeries
+            rule = plan.scenario.federation.aggregator
+            return np.asarray(rule.aggregate(Updates(rows, counted, tuple(order))), np.float64)
+
+        seen = Seen(
+            _rows([sent[who] for who in honest], names),
+            tuple(honest),
+            _rows([sent[who] for who in own], names),
+            aggregate,
+        )
+        made = attack.forge(seen, stream.child(group))
+        return {who: _parameters(row, sent[who], names) for who, row in zip(own, made, strict=True)}
+
+    shared = forge(
+        "shared",
+        {reply.receiver: reply.delta for reply in answered},
+        sorted(state.shared),
+        {reply.receiver: shared_weight(plan, reply) for reply in answered},
+    )
+    for number, delta in shared.items():
+        changed[number] = replace(changed[number], delta=delta)
+    for who, holders in _groups(plan, answered).items():
+        if who == "shared":
+            continue
+        members = {reply.receiver: _of_group(plan, reply, who) for reply in holders}
+        before = state.decoders[who]
+        deltas = {
+            number: {name: value - before[name] for name, value in parameters.items()}
+            for number, (_, parameters) in members.items()
+        }
+        examples = {reply.receiver: float(reply.examples) for reply in answered}
+        for number, delta in forge(who, deltas, sorted(before), examples).items():
+            key = members[number][0]
+            after = {name: before[name] + value for name, value in delta.items()}
+            changed[number] = replace(changed[number], decoders={**changed[number].decoders, key: after})
+    return [changed.get(reply.receiver, reply) for reply in replies]
+
+
+def _of_group(plan: Plan, reply: Reply, group: str) -> tuple[str, Parameters]:
+    """The branch key and the parameters of the decoder that a receiver shares with this group."""
+    receiver = plan.receivers[reply.receiver]
+    key = next(one.key for one in plan.trained_branches(receiver) if owner(plan, receiver, one) == group)
+    return key, reply.decoders[key]
+
+
+def _rows(parameters: Sequence[Parameters], names: Sequence[str]) -> Rows:
+    return np.stack([np.concatenate([one[name].double().numpy().ravel() for name in names]) for one in parameters])
+
+
+def _parameters(row: Rows, like: Parameters, names: Sequence[str]) -> Parameters:
+    parts = torch.from_numpy(row).split([like[name].numel() for name in names])
+    return {name: part.view_as(like[name]).to(like[name].dtype) for name, part in zip(names, parts, strict=True)}

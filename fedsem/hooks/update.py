@@ -1,0 +1,85 @@
+"""Hook `update`: malicious receivers send something else than what they have learnt."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsem.hooks.adversary import TrainingAttack
+from fedsem.streams import Stream
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What colluding malicious receivers know of one aggregation group in one round: all that was sent in it.
+
+    Attributes:
+        honest: (m, d) deltas of the honest receivers, sorted by receiver; m >= 1.
+        receivers: the honest receivers' ids, (m,).
+        own: (f, d) deltas that the malicious receivers have learnt honestly, sorted by receiver; f >= 1.
+        aggregate: what the server makes of all deltas, if the malicious receivers send these, (f, d) -> (d,).
+    """
+
+    honest: Rows
+    receivers: tuple[int, ...]
+    own: Rows
+    aggregate: Callable[[Rows], Rows]
+
+
+class UpdateAttack(TrainingAttack):
+    """A Byzantine attack: the deltas that malicious receivers send instead of their own.
+
+    It replaces the update after all local steps, the multi-step delta that is really sent.
+    """
+
+    @abstractmethod
+    def forge(self, seen: Seen, stream: Stream) -> Rows:
+        """What the malicious receivers send, (f, d). Must not change its input.
+
+        Args:
+            seen: what they know.
+            stream: random, by seed, round and aggregation group.
+        """
+
+
+SCALES = 2.0 ** np.arange(-8, 8.25, 0.5)
+"""Scales that a search tries, in units of the attack's direction."""
+
+
+class Directed(UpdateAttack):
+    """An attack in which all malicious receivers send start + scale * direction.
+
+    Attributes:
+        search: the scale that moves what the server makes of the round furthest from the mean of the honest deltas, as
+            far as a search over 2^-8 to 2^8 in steps of sqrt(2) finds it, instead of the attack's own: a worst case
+            that knows the aggregation rule (Fang et al., Local Model Poisoning Attacks to Byzantine-Robust Federated
+            Learning, 2020; ByzFL's optimal variants).
+    """
+
+    search: bool = False
+
+    @abstractmethod
+    def line(self, seen: Seen) -> tuple[Rows, Rows]:
+        """Start and direction, (d,) each."""
+
+    @abstractmethod
+    def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
+        """The scale without a search."""
+
+    def forge(self, seen: Seen, stream: Stream) -> Rows:
+        start, direction = self.line(seen)
+
+        def sent(scale: float) -> Rows:
+            return np.repeat((start + scale * direction)[None], len(seen.own), axis=0)
+
+        if not self.search:
+            return sent(self.own_scale(seen, start, direction))
+        mean = seen.honest.mean(0)
+        harm = [float(np.linalg.norm(seen.aggregate(sent(scale)) - mean)) for scale in SCALES]
+        return sent(float(SCALES[int(np.argmax(harm))]))
