@@ -162,6 +162,21 @@ def test_limits_keep_a_nested_stratified_subset(digits: Dataset) -> None:
     assert all(image.tobytes() in of_large for image in small.train.images)
 
 
+def test_a_reserve_is_held_by_nobody_else() -> None:
+    whole, some = Digits().load(), Digits(reserve=300, train_images=1000).load()
+    assert whole.reserve is None
+    assert some.reserve is not None
+    assert (len(some.train), len(some.reserve), len(some.test)) == (1000, 300, len(whole.test))
+    every = Digits(reserve=300).load()
+    assert every.reserve is not None
+    assert every.reserve.fingerprint == some.reserve.fingerprint
+    rejoined = np.concatenate([every.train.images, every.reserve.images]).reshape(1438, -1)
+    np.testing.assert_array_equal(np.unique(rejoined, axis=0), np.unique(whole.train.images.reshape(1438, -1), axis=0))
+    share = np.bincount(some.reserve.labels) / np.bincount(whole.train.labels)
+    assert np.abs(share - 300 / 1438).max() < 0.02
+    assert "data.reserve keeps 1438 images, but the train split of 'digits' has 1438" in message(Digits(reserve=1438))
+
+
 def test_too_many_images_is_an_error() -> None:
     assert "data.train_images asks for 1439 images, but the train split of 'digits' has 1438" in message(
         Digits(train_images=1439)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from fedsem.data.objects import Objects
 from fedsem.data.partition import Iid
@@ -98,6 +98,8 @@ class Dataset:
         name: kind of the data set.
         train: what receivers learn from.
         test: what evaluation uses; disjoint from `train`.
+        reserve: training images that no receiver holds, for adversaries and defenders who have data of their own; None
+            where none are kept back.
         classes: name of each label.
         mean: mean of the training pixels per colour channel, pixels in [0, 1].
         std: their standard deviation (population, at least `STD_FLOOR`).
@@ -111,6 +113,7 @@ class Dataset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     categories: tuple[str, ...] = ()
+    reserve: Split | None = None
 
 
 class DatasetOptions(Options):
@@ -121,6 +124,10 @@ class DatasetOptions(Options):
     )
     train_images: PositiveInt | None = Field(default=None, description="use this many training images; default: all")
     test_images: PositiveInt | None = Field(default=None, description="use this many test images; default: all")
+    reserve: NonNegativeInt = Field(
+        default=0,
+        description="keep so many training images from the receivers, for adversaries and defenders with own data",
+    )
 
     def load(self) -> Dataset:
         """Read the data set.
@@ -132,11 +139,12 @@ class DatasetOptions(Options):
             DataError: the data are missing or cannot be read, or a limit asks for more images than there are.
         """
         train, test, classes = self._read()
+        train, reserve = self._kept_back(train)
         train = self._limit(train, self.train_images, "train")
         test = self._limit(test, self.test_images, "test")
         mean, std = pixel_statistics(train.images)
         categories = tuple(name for name in classes if name != NOTHING) if train.objects is not None else ()
-        return Dataset(self.kind, train, test, classes, mean, std, categories)
+        return Dataset(self.kind, train, test, classes, mean, std, categories, reserve)
 
     @property
     def composes(self) -> bool:
@@ -154,6 +162,19 @@ class DatasetOptions(Options):
         Raises:
             DataError: the data are missing or cannot be read.
         """
+
+    def _kept_back(self, train: Split) -> tuple[Split, Split | None]:
+        """The training split without the reserve, and that: a stratified subset, the last that a limit would take."""
+        if not self.reserve:
+            return train, None
+        if self.reserve >= len(train):
+            raise DataError(
+                f"data.reserve keeps {self.reserve} images, but the train split of '{self.kind}' has {len(train)}; "
+                "lower it."
+            )
+        order = stratified_order(train.labels, Stream(0).child("data", "limit", "train"))
+        first = len(train) - self.reserve
+        return train.take(np.sort(order[:first])), train.take(np.sort(order[first:]))
 
     def _limit(self, split: Split, limit: int | None, part: str) -> Split:
         if limit is None or limit == len(split):
