@@ -40,7 +40,7 @@ class Pgd(Evasion):
                 delta[name] = project(delta[name] + move, site, problem.psr, self.norm)
         return delta
 
-    def start(self, site: SiteState, psr: float, stream: Stream) -> Tensor:
+    def start(self, site: SiteState, psr: float | Tensor, stream: Stream) -> Tensor:
         """Zero, or a point drawn uniformly from the ball (clipped to the image range)."""
         if not self.random_start:
             return torch.zeros_like(site.clean)

@@ -34,12 +34,12 @@ def energy(signal: Tensor) -> Tensor:
     return signal.flatten(1).square().sum(1)
 
 
-def l2_radius(clean_energy: Tensor, psr: float) -> Tensor:
-    """Largest L2 norm of a perturbation within the budget: sqrt(PSR * E), (B,) -> (B,)."""
+def l2_radius(clean_energy: Tensor, psr: float | Tensor) -> Tensor:
+    """Largest L2 norm of a perturbation within the budget: sqrt(PSR * E), (B,) -> (B,); psr a number or (B,)."""
     return (clean_energy * psr).sqrt()
 
 
-def linf_radius(clean_energy: Tensor, psr: float, size: int) -> Tensor:
+def linf_radius(clean_energy: Tensor, psr: float | Tensor, size: int) -> Tensor:
     """L-inf radius sqrt(PSR * mean u^2) = sqrt(PSR * E / size): the cube inside the L2 ball, (B,) -> (B,)."""
     return (clean_energy * psr / size).sqrt()
 

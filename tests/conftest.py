@@ -158,15 +158,15 @@ class ToyProblem:
     """A `fedsem.hooks.evasion.Problem` on any function, for attacks without a link.
 
     Attributes:
-        scores: perturbed signals by site -> class scores (B, classes).
+        network: perturbed signals by site -> class scores (B, classes).
         sites, psr: see `Problem`.
         labels: true classes.
         forced: gradients by step that are returned instead of the true ones.
     """
 
-    scores: Callable[[Mapping[str, Tensor], slice], Tensor]
+    network: Callable[[Mapping[str, Tensor], slice], Tensor]
     sites: Mapping[str, SiteState]
-    psr: float
+    psr: float | Tensor
     labels: Tensor
     forced: Callable[[int], Perturbation] | None = None
     steps: list[int] = field(default_factory=list)
@@ -183,7 +183,33 @@ class ToyProblem:
         return dict(zip(leaves, found, strict=True))
 
     def logits(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
-        return self.scores({name: self.sites[name].clean[index] + value for name, value in delta.items()}, index)
+        return self.scores(delta, step, index).log_softmax(-1)[0]
+
+    def scores(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
+        signals = {name: self.sites[name].clean[index] + value for name, value in delta.items()}
+        return self.network(signals, index).unsqueeze(0)
+
+    def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
+        with torch.no_grad():
+            return (self.logits(delta, step).argmax(-1) != self.labels).float()
+
+    def select(self, rows: Tensor) -> ToyProblem:
+        sites = {n: SiteState(s.clean[rows], s.energy[rows], s.bounded) for n, s in self.sites.items()}
+        psr = self.psr[rows] if isinstance(self.psr, Tensor) else self.psr
+        return replace(self, sites=sites, psr=psr, labels=self.labels[rows])
+
+    def quiet(self) -> ToyProblem:
+        return self
+
+    @property
+    def own(self) -> int:
+        return len(self.labels)
+
+    def imagine(self, images: Tensor) -> ToyProblem:
+        return self.select(images)
+
+    def surrogate(self) -> None:
+        return None
 
     def batches(self) -> Sequence[slice]:
         return [slice(0, len(self.labels))]

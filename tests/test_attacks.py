@@ -50,8 +50,8 @@ def with_draws(link: TrainedLink, attack_draws: int, score_draws: int, batch: in
 class FrozenAir(Air):
     """One draw for all steps: the link becomes an ordinary network."""
 
-    def attack(self, listener: Listener, step: int) -> Realisation:
-        return super().attack(listener, 0)
+    def attack(self, listener: Listener, step: int, draws: int | None = None) -> Realisation:
+        return super().attack(listener, 0, draws)
 
 
 class Network(nn.Module):

@@ -82,8 +82,8 @@ def problem(image: str, gradient: str, psr_db: float, seed: int, sites: list[str
     return ToyProblem(lambda signals, index: signals["input"].flatten(1), states, 10 ** (psr_db / 10), labels, forced)
 
 
-def assert_within(delta: Tensor, state: SiteState, psr: float, norm: str) -> None:
-    limit = psr * energy64(state.clean)
+def assert_within(delta: Tensor, state: SiteState, psr: float | Tensor, norm: str) -> None:
+    limit = float(psr) * energy64(state.clean)
     assert torch.isfinite(delta).all()
     assert (energy64(delta) <= limit * (1 + 1e-5)).all()
     if norm == "linf":

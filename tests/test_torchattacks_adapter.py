@@ -210,7 +210,7 @@ def test_budgets_on_any_network(named: tuple[str, str], psr_db: float, seed: int
     )
     delta = attack(name, norm, options={} if name == "FGSM" else {"steps": 3}).perturb(problem, Stream(seed))["input"]
     assert torch.isfinite(delta).all()
-    within(delta, images, problem.psr, norm)
+    within(delta, images, float(problem.psr), norm)
 
 
 def test_an_exactly_zero_gradient_leaves_the_image_alone() -> None:

@@ -16,11 +16,12 @@ class Air:
 
     Args:
         link: the trained link.
+        name: of its random streams.
     """
 
-    def __init__(self, link: TrainedLink) -> None:
+    def __init__(self, link: TrainedLink, name: str = "evaluate") -> None:
         self.link = link
-        self.stream = Stream(link.seed).child("evaluate")
+        self.stream = Stream(link.seed).child(name)
         self._score: dict[str, Realisation] = {}
 
     def score(self, listener: Listener) -> Realisation:
@@ -31,11 +32,11 @@ class Air:
             )
         return self._score[listener.name]
 
-    def attack(self, listener: Listener, step: int) -> Realisation:
-        """(draws.attack, N) draws for a step of an attack."""
+    def attack(self, listener: Listener, step: int, draws: int | None = None) -> Realisation:
+        """(draws, N) draws for a step of an attack; by default draws.attack of them."""
         return self._draw(
             listener,
-            self.link.plan.scenario.evaluation.draws.attack,
+            draws or self.link.plan.scenario.evaluation.draws.attack,
             self.stream.child("attack", listener.name, step),
         )
 

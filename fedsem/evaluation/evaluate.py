@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -40,17 +40,22 @@ class Measurement:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
+def evaluate(link: TrainedLink, progress: Progress, surrogates: Mapping[str, TrainedLink] | None = None) -> Measurement:
     """Measure a trained link at every point of every grid, clean, under noise, and under attack.
 
     Clean figures, noise and attacks are scored over the same channel draws; perturbations are fitted on other draws.
+
+    Args:
+        link: the trained link.
+        progress: told how many points are done.
+        surrogates: links that adversaries have trained, by the attack's name.
     """
     modes = list(dict.fromkeys(mode for grid in link.plan.scenario.evaluation.grids for mode in _modes(link, grid)))
     whole = Measurement()
     counter = _Counter(progress, sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link)))
     for mode in modes or [Mode()]:
         grids = [grid for grid in _grids(link) if mode in _modes(link, grid)]
-        part = _Evaluation(link.in_mode(mode), grids, counter).run()
+        part = _Evaluation(link.in_mode(mode), grids, counter, surrogates or {}).run()
         first = len(whole.points)
         for point in part.points:
             point.clean = None if point.clean is None else first + point.clean
@@ -137,8 +142,10 @@ def _axis(sensing: bool) -> str:
 
 
 class _Evaluation:
-    def __init__(self, link: TrainedLink, grids: Sequence[Grid], counter: _Counter) -> None:
-        self.link, self.grids, self.counter = link, grids, counter
+    def __init__(
+        self, link: TrainedLink, grids: Sequence[Grid], counter: _Counter, surrogates: Mapping[str, TrainedLink]
+    ) -> None:
+        self.link, self.grids, self.counter, self.surrogates = link, grids, counter, surrogates
         self.evaluation = link.plan.scenario.evaluation
         self.air = Air(link)
         self.scorer = Scorer(link, self.air)
@@ -192,20 +199,31 @@ class _Evaluation:
         if "noise" in grid.attacks and not attacks:
             attacks = {"noise": names("attack")["noise"].model_validate({})}
         for name, attack in attacks.items():
-            problem = LinkProblem(self.link, self.air, attack, at.snr_db, at.sensing_snr_db)
+            problem = self.problem(name, attack, at)
             axes = self.objective_axes(problem, at)
             for psr_db in grid.psr_db or []:
                 point = (name, psr_db, *axes.items())
                 if point not in self.seen:
                     self.seen.add(point)
                     problem.psr = from_db(psr_db)
-                    delta = attack.perturb(problem, self.stream.child("perturb", name))
+                    stolen = attack.knowledge.weights == "surrogate"
+                    seen = problem.surrogate() if stolen else problem
+                    assert seen is not None
+                    delta = attack.perturb(seen, self.stream.child("perturb", name))
                     here = self.places(name, problem, psr_db, axes)
                     twin: dict[Spot, int] = {}
                     if name != "noise" and here.with_noise:
                         twin = self.noise_beside(name, attack, delta, problem, here)
                     self.record(name, attack, delta, problem, here, twin)
                 self.counter.step()
+
+    def problem(self, name: str, attack: Evasion, at: _Where) -> LinkProblem:
+        """What an attack sees of the link, and of its surrogate."""
+        surrogate = None
+        if name in self.surrogates:
+            stolen = self.surrogates[name].in_mode(self.link.mode)
+            surrogate = LinkProblem(stolen, Air(stolen), attack, at.snr_db, at.sensing_snr_db)
+        return LinkProblem(self.link, self.air, attack, at.snr_db, at.sensing_snr_db, surrogate)
 
     def places(self, name: str, problem: LinkProblem, psr_db: float, axes: dict[str, float]) -> _Places:
         """Where a perturbation is scored: at all points of all grids that hold it."""
@@ -254,13 +272,15 @@ class _Evaluation:
             knowledge = attack.knowledge
             columns |= {
                 "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
-                "objective": json.dumps(attack.goals(self.link.plan), sort_keys=True),
+                "objective": json.dumps(
+                    "joint" if attack.objective == "joint" else attack.goals(self.link.plan), sort_keys=True
+                ),
                 "knowledge": ", ".join(f"{what}: {known}" for what, known in knowledge),
                 "norm": attack.norm,
             }
         numbers: dict[Spot, int] = {}
         for sensing in (False, True):
-            levels = self.scorer.score(self.listeners(sensing), at.snrs[sensing], delta, attack)
+            levels = self.scorer.score(self.listeners(sensing), at.snrs[sensing], problem.shaped(delta), attack)
             for snr_db, scores in zip(at.snrs[sensing], levels, strict=True):
                 axis = {_axis(sensing): snr_db}
                 if "air" in attack.sites:
@@ -274,7 +294,7 @@ class _Evaluation:
                     self.points.append(point)
         if name != "noise":
             shown = {"attack": name, "psr_db": at.psr_db}
-            self.samples.add(self.scorer.receptions, delta, at.snrs[False][0], shown)
+            self.samples.add(self.scorer.receptions, problem.shaped(delta), at.snrs[False][0], shown)
         return numbers
 
     def columns(self, key: Key, snr_db: float) -> dict[str, Any]:

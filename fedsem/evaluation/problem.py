@@ -1,8 +1,10 @@
-"""What a white-box adversary sees of the trained link: the objective, its gradient, and the budget."""
+"""What an adversary sees of the trained link: the objective, its gradient, and the budget."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,34 +15,49 @@ from fedsem.errors import ScenarioError
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import most_patches
 from fedsem.evaluation.trained import Listener, TrainedLink
-from fedsem.hooks.evasion import Evasion, Perturbation, SiteState
+from fedsem.hooks.evasion import Evasion, Knowledge, Perturbation, SiteState
+from fedsem.hooks.losses import differentiate, objective
 from fedsem.link import Transmission
+from fedsem.plan import examples_of
 from fedsem.tasks.classification import Classification
 from fedsem.units import energy
 
 
 class LinkProblem:
-    """The whole test set as one problem (`fedsem.hooks.evasion.Problem`).
+    """A whole test set as one problem (`fedsem.hooks.evasion.Problem`).
 
     The objective of an example is the sum over tasks of weight times the loss, the mean over the task's listeners and
-    over channel draws that are new in every step; negative and to the goal for a targeted attack. Work is done in
-    batches, but draws are made for the whole test set: results do not depend on the batch size beyond rounding.
+    over channel draws that are new in every step; negative and to the goal for a targeted attack; or the smallest
+    normalised increase (`Evasion.objective`). Work is done in batches, but draws are made for the whole test set:
+    results do not depend on the batch size beyond rounding.
+
+    A row is a test image; of an adversary who knows the channel, a reception of one, in the order of the draws that
+    score it.
 
     Args:
-        link: the trained link.
+        link: the trained link; of an adversary with a surrogate, that.
         air: its channel draws.
         attack: what is attacked, and where.
         snr_db: SNR of communication channels.
         sensing_snr_db: SNR of sensing channels.
+        surrogate: the same test set through the link that the adversary trained itself.
 
     Attributes:
         psr: the budget (linear); set before each perturbation.
     """
 
-    def __init__(self, link: TrainedLink, air: Air, attack: Evasion, snr_db: float, sensing_snr_db: float) -> None:
+    def __init__(
+        self,
+        link: TrainedLink,
+        air: Air,
+        attack: Evasion,
+        snr_db: float,
+        sensing_snr_db: float,
+        surrogate: LinkProblem | None = None,
+    ) -> None:
         self.link, self.air, self.attack = link, air, attack
         self.snr = {True: sensing_snr_db, False: snr_db}
-        self.psr = 0.0
+        self.psr: float | Tensor = 0.0
         self.batch = link.plan.scenario.evaluation.batch
         weights = attack.goals(link.plan)
         heard = {task: sum(listener.branch.task == task for listener in link.listeners) for task in weights}
@@ -50,51 +67,53 @@ class LinkProblem:
             if weights.get(listener.branch.task)
         }
         self.count = most_patches(link, snr_db)
+        images = torch.arange(len(link.labels), device=link.images.device)
+        self.rows = images
+        self._known: tuple[Air, Tensor, Tensor] | None = None
+        if attack.knowledge.channel == "csi":
+            draws = link.plan.scenario.evaluation.draws.score
+            self.rows = images.repeat(draws)
+            self._known = (air, torch.arange(draws, device=images.device).repeat_interleave(len(images)), self.rows)
+        self._known_sent: Transmission | None = None
         self.sites: Mapping[str, SiteState] = {name: self._site(name) for name in attack.sites}
-        self._draws: tuple[int, dict[Listener, Realisation]] | None = None
-        self._first: Perturbation | None = None
+        self._surrogate = surrogate
+        self._whole_own: LinkProblem | None = None
+        self._noise = True
+        self._kept: dict[str, Any] = {}
 
     @property
     def labels(self) -> Tensor:
         """True classes, or the goal of a targeted attack on one classification task."""
         listener = self._classifier()
+        labels = self.link.labels[self.rows]
         goal = self.attack.targeted.get(listener.branch.task)
-        return self.link.labels if goal is None else torch.full_like(self.link.labels, goal)
+        return labels if goal is None else torch.full_like(labels, goal)
 
     def objective(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
-        """The objective of each example of `index`, to which `delta` belongs; differentiable."""
-        examples = self.link.examples.at(index)
-        sent = self._sent(delta, index)
-        total = torch.zeros(len(examples), device=sent.x.device)
+        """The objective of each row of `index`, to which `delta` belongs; differentiable."""
+        losses = self._losses(delta, step, index)
+        if self.attack.objective != "joint":
+            return torch.stack([weight * losses[one] for one, weight in self.weights.items()]).sum(0)
+        clean, scale = self._clean_losses()
+        increases: dict[str, Tensor] = {}
         for listener, weight in self.weights.items():
-            task = self.link.plan.task(listener.branch)
-            realisation = self._realisation(listener, step).at(index)
-            heard = self._heard(listener, sent, realisation, delta)
-            goal = self.attack.targeted.get(listener.branch.task)
-            truth = task.truth(examples, realisation) if goal is None else task.aim(goal, self.link.examples)[index]
-            loss = task.objective(listener.decoder, heard, truth)
-            loss = loss if goal is None else -loss
-            total = total + weight * loss.mean(0)
-        return total
+            task = listener.branch.task
+            more = weight * (losses[listener] - clean[listener][self.rows[index]]) / scale[listener]
+            increases[task] = increases[task] + more if task in increases else more
+        return torch.stack(list(increases.values())).amin(0)
 
     def gradient(self, delta: Perturbation, step: int) -> Perturbation:
-        """Gradient of each example's objective with respect to its perturbation, at every site."""
+        """Gradient of each row's objective with respect to its perturbation, at every site."""
         clean = step == 0 and not any(bool(value.any()) for value in delta.values())
-        if clean and self._first is not None:
-            return self._first
-        parts: dict[str, list[Tensor]] = {name: [] for name in delta}
-        for index in self.batches():
-            leaves = {name: value[index].detach().requires_grad_(True) for name, value in delta.items()}
-            whole = self.objective(leaves, step, index).sum()
-            for name, gradient in zip(leaves, torch.autograd.grad(whole, list(leaves.values())), strict=True):
-                parts[name].append(gradient)
-        gradients = {name: torch.cat(values) for name, values in parts.items()}
+        if clean and "gradient" in self._kept:
+            return self._kept["gradient"]
+        _, gradient = differentiate(self, delta, step, objective)
         if clean:
-            self._first = gradients
-        return gradients
+            self._kept["gradient"] = gradient
+        return gradient
 
-    def logits(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
-        """log of the class probabilities, the mean over draws and listeners, (B, classes); differentiable.
+    def scores(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
+        """Class scores for every draw and listener, (draws, B, classes); differentiable.
 
         Raises:
             ScenarioError: the objective is not one classification task.
@@ -102,11 +121,136 @@ class LinkProblem:
         self._classifier()
         sent = self._sent(delta, index)
         outputs = [
-            listener.decoder(self._heard(listener, sent, self._realisation(listener, step).at(index), delta))
+            listener.decoder(self._heard(listener, sent, self._realisation(listener, step, index), delta))
             for listener in self.weights
         ]
-        probabilities = torch.stack([F.softmax(output, -1).mean(0) for output in outputs]).mean(0)
+        return torch.cat(outputs)
+
+    def logits(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
+        """log of the class probabilities, the mean over draws and listeners, (B, classes); differentiable.
+
+        Raises:
+            ScenarioError: the objective is not one classification task.
+        """
+        probabilities = F.softmax(self.scores(delta, step, index), -1).mean(0)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+    def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
+        """How badly the objective's tasks fail at each row, (B,)."""
+        parts = []
+        with torch.no_grad():
+            for index in self.batches():
+                here = {name: value[index] for name, value in delta.items()}
+                losses = self._losses(here, step, index, failing=True, draws=draws)
+                parts.append(torch.stack([weight * losses[one] for one, weight in self.weights.items()]).sum(0))
+        return torch.cat(parts)
+
+    def batches(self) -> Sequence[slice]:
+        """Slices that cut the rows into batches."""
+        return [slice(i, i + self.batch) for i in range(0, len(self.rows), self.batch)]
+
+    def select(self, rows: Tensor) -> LinkProblem:
+        """The same problem for some of the rows."""
+        some = self._copy()
+        some.rows = self.rows[rows]
+        if self._known is not None:
+            air, receptions, heard = self._known
+            some._known = (air, receptions[rows], heard[rows])
+        some.psr = self.psr[rows] if isinstance(self.psr, Tensor) else self.psr
+        some.sites = {
+            name: SiteState(site.clean[rows], site.energy[rows], site.bounded) for name, site in self.sites.items()
+        }
+        some._surrogate = self._surrogate and self._surrogate.select(rows)
+        return some
+
+    def quiet(self) -> LinkProblem:
+        """The same problem without channel noise."""
+        silent = self._copy()
+        silent._noise = False
+        return silent
+
+    @property
+    def own(self) -> int:
+        """How many images the adversary has of its own."""
+        dataset = self.link.plan.dataset
+        return len(dataset.reserve or dataset.train)
+
+    def imagine(self, images: Tensor) -> LinkProblem:
+        """The same link with images of the adversary's own."""
+        if self._whole_own is None:
+            plan = self.link.plan
+            examples = examples_of(plan.dataset.reserve or plan.dataset.train, plan.device)
+            link = replace(self.link, examples=replace(examples, images=examples.images.float() / 255))
+            open_eyed = self.attack.model_copy(update={"knowledge": Knowledge()})
+            self._whole_own = LinkProblem(link, Air(link, "own"), open_eyed, self.snr[False], self.snr[True])
+        own = self._whole_own.select(images)
+        own.psr, own._noise, own._known = self.psr, self._noise, self._known
+        return own
+
+    def surrogate(self) -> LinkProblem | None:
+        """The same rows through the adversary's surrogate link."""
+        if self._surrogate is not None:
+            self._surrogate.psr = self.psr
+        return self._surrogate
+
+    def shaped(self, delta: Perturbation) -> Perturbation:
+        """A perturbation of all rows as receptions meet it: (N, ...), or (draws, N, ...) where each has its own."""
+        if self._known is None:
+            return delta
+        return {name: value.unflatten(0, (-1, len(self.link.labels))) for name, value in delta.items()}
+
+    def _copy(self) -> LinkProblem:
+        other = object.__new__(LinkProblem)
+        other.__dict__.update(self.__dict__)
+        other._kept = {}
+        return other
+
+    def _losses(
+        self, delta: Perturbation, step: int, index: slice, failing: bool = False, draws: int | None = None
+    ) -> dict[Listener, Tensor]:
+        """Loss of each listener (or how badly it fails), the mean over draws, (B,)."""
+        examples, sent = self.link.examples.at(self.rows[index]), self._sent(delta, index)
+        losses = {}
+        for listener in self.weights:
+            task = self.link.plan.task(listener.branch)
+            realisation = self._realisation(listener, step, index, draws)
+            heard = self._heard(listener, sent, realisation, delta)
+            goal = self.attack.targeted.get(listener.branch.task)
+            if goal is None:
+                truth = task.truth(examples, realisation)
+            else:
+                truth = task.aim(goal, self.link.examples)[self.rows[index]]
+            measured = (task.failure if failing else task.objective)(listener.decoder, heard, truth)
+            losses[listener] = measured.mean(0) if goal is None else -measured.mean(0)
+        return losses
+
+    def _clean_losses(self) -> tuple[dict[Listener, Tensor], dict[Listener, Tensor]]:
+        """Of each listener the clean loss of every image, (N,), and the mean loss for the truth of another image (of
+        a sensing task, for the wrong state), in units of which an increase is measured."""
+        if "clean" not in self._kept:
+            clean: dict[Listener, list[Tensor]] = {listener: [] for listener in self.weights}
+            wrong: dict[Listener, list[Tensor]] = {listener: [] for listener in self.weights}
+            everything = torch.arange(len(self.link.labels), device=self.rows.device)
+            shuffled = everything.roll(1)
+            with torch.no_grad():
+                for images in everything.split(self.batch):
+                    sent = self._transmitted(images, {})
+                    for listener in self.weights:
+                        task = self.link.plan.task(listener.branch)
+                        realisation = self.air.attack(listener, 0, self.attack.expectation(self.link.plan)).at(images)
+                        heard = self._heard(listener, sent, realisation, {})
+                        truth = task.truth(self.link.examples.at(images), realisation)
+                        if realisation.target is None:
+                            other = task.truth(self.link.examples.at(shuffled[images]), realisation)
+                        else:
+                            other = (truth == 0).to(truth.dtype)
+                        clean[listener].append(task.objective(listener.decoder, heard, truth).mean(0))
+                        wrong[listener].append(task.objective(listener.decoder, heard, other).mean(0))
+            self._kept["clean"] = (
+                {listener: torch.cat(parts) for listener, parts in clean.items()},
+                {listener: torch.cat(parts).mean() for listener, parts in wrong.items()},
+            )
+        return self._kept["clean"]
 
     def _classifier(self) -> Listener:
         tasks = {listener.branch.task for listener in self.weights}
@@ -119,17 +263,32 @@ class LinkProblem:
 
     def _site(self, name: str) -> SiteState:
         if name == "input":
-            return SiteState(self.link.images, energy(self.link.images), bounded=True)
-        with torch.no_grad():
-            x = torch.cat([self._sent({"air": torch.empty(0)}, index).x for index in self.batches()])
+            images = self.link.images[self.rows]
+            return SiteState(images, energy(images), bounded=True)
+        x = self._clean_sent().x[self.rows]
         return SiteState(x, energy(x), bounded=False)
 
+    def _clean_sent(self) -> Transmission:
+        """What is sent for every test image, unperturbed."""
+        if self._known_sent is None:
+            everything = torch.arange(len(self.link.labels), device=self.rows.device)
+            with torch.no_grad():
+                parts = [self._transmitted(images, {"air": torch.empty(0)}) for images in everything.split(self.batch)]
+            self._known_sent = Transmission.joined(parts)
+        return self._known_sent
+
     def _sent(self, delta: Perturbation, index: slice) -> Transmission:
-        images = self.link.images[index]
+        rows = self.rows[index]
+        # What is only met on air is sent as it always is.
+        if delta and "input" not in delta:
+            return self._clean_sent().at(rows)
+        return self._transmitted(rows, delta)
+
+    def _transmitted(self, rows: Tensor, delta: Perturbation) -> Transmission:
+        images = self.link.images[rows]
         images = images + delta["input"] if "input" in delta else images
-        which = torch.arange(len(self.link.labels), device=images.device)[index]
         # Over the air an adversary meets the numbers that are sent; gates would put them elsewhere.
-        choice = self.link.choice(which, self.count, changed="input" in delta)
+        choice = self.link.choice(rows, self.count, changed="input" in delta)
         return self.link.transmitter.send(images, choice, gates="air" not in delta)
 
     def _heard(self, listener: Listener, sent: Transmission, realisation: Realisation, delta: Perturbation) -> Tensor:
@@ -144,11 +303,18 @@ class LinkProblem:
         air = realisation.first(uses)
         return transmitter.hear(channel.apply(sent.x, air, self.snr[False], symbols, delta.get("air")), sent)
 
-    def _realisation(self, listener: Listener, step: int) -> Realisation:
-        if self._draws is None or self._draws[0] != step:
-            self._draws = (step, {one: self.air.attack(one, step) for one in self.weights})
-        return self._draws[1][listener]
-
-    def batches(self) -> Sequence[slice]:
-        """Slices that cut the test set into batches."""
-        return [slice(i, i + self.batch) for i in range(0, len(self.link.labels), self.batch)]
+    def _realisation(self, listener: Listener, step: int, index: slice, draws: int | None = None) -> Realisation:
+        """Draws for some of the rows, (draws, B); an adversary who knows the channel has the gains of the receptions
+        that score it, and new noise."""
+        draws = draws or self.attack.expectation(self.link.plan)
+        if self._kept.get("step") != (step, draws):
+            self._kept["step"] = (step, draws)
+            self._kept["draws"] = {one: self.air.attack(one, step, draws) for one in self.weights}
+        rows = self.rows[index]
+        air: Realisation = self._kept["draws"][listener].at(rows)
+        if self._known is not None:
+            source, receptions, heard = self._known
+            known, place = source.score(listener), (receptions[index], heard[index])
+            h, g = known.h[place], known.g[place]
+            air = replace(air, h=h.expand(air.h.shape), g=g.expand(air.g.shape))
+        return air if self._noise else replace(air, noise=torch.zeros_like(air.noise))

@@ -118,8 +118,11 @@ class Receptions:
         chunk = max(1, ROWS_AT_ONCE // len(x))
         for start in range(0, len(whole.noise), chunk):
             part = whole.draws(slice(start, start + chunk))
+            here = interference
+            if here is not None and here.dim() > x.dim():  # an adversary who knows the channel: one for each reception
+                here = here[start : start + chunk]
             with torch.no_grad():
-                received = channel.apply(x, part, snr_db, symbols, interference)
+                received = channel.apply(x, part, snr_db, symbols, here)
             yield Heard(received, self.everything, once, part)
 
     def _originals(self, listeners: Sequence[Listener], levels: int) -> Iterator[tuple[Listener, Heard]]:

@@ -56,16 +56,18 @@ class Samples:
         plan, head = self.link.plan, slice(0, self.count)
         shown = {**columns, "snr_db": snr_db, "seed": self.link.seed, "symbols": plan.scenario.link.symbols}
         images = self.link.images[head]
+        air = delta.get("air")
+        if air is not None:  # of an adversary who knows the channel, what meets the first reception
+            air = (air[0] if air.dim() > x.dim() else air)[head]
         if not delta and not any(row["kind"] == "original" for row in self.rows):
             self._keep("original", images, {**shown, "snr_db": None})
         if "input" in delta:
             self._keep("perturbed", images + delta["input"][head], {**shown, "snr_db": None})
         for kind, listener in self.listeners.items():
             realisation = self.air.score(listener).draws(slice(0, 1)).at(head)
-            interference = delta["air"][head] if "air" in delta else None
             with torch.no_grad():
                 received = plan.channel(listener.branch).apply(
-                    x[head], realisation, snr_db, plan.scenario.link.symbols, interference
+                    x[head], realisation, snr_db, plan.scenario.link.symbols, air
                 )[0]
                 output = listener.decoder(received)
             named = {**shown, "receiver": listener.group, "task": listener.branch.task}

@@ -15,7 +15,7 @@ from fedsem.streams import Stream
 from fedsem.units import energy, l2_radius, linf_radius
 
 
-def radius(site: SiteState, psr: float, norm: Norm) -> Tensor:
+def radius(site: SiteState, psr: float | Tensor, norm: Norm) -> Tensor:
     """Radius of the ball of each example, shaped to multiply the signal."""
     value = l2_radius(site.energy, psr) if norm == "l2" else linf_radius(site.energy, psr, site.clean[0].numel())
     return value.view(-1, *[1] * (site.clean.dim() - 1))
@@ -37,7 +37,7 @@ def unit(direction: Tensor) -> Tensor:
     return scaled / energy(scaled).sqrt().clamp_min(tiny).view(shape)
 
 
-def project(delta: Tensor, site: SiteState, psr: float, norm: Norm) -> Tensor:
+def project(delta: Tensor, site: SiteState, psr: float | Tensor, norm: Norm) -> Tensor:
     """The nearest perturbation in the ball, then clipped so that the signal stays in [0, 1] where it must.
 
     Clipping towards the clean signal, which lies inside, only shrinks a perturbation: it stays in the ball.

@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, model_validator
 from torch import Tensor
 
 from fedsem.errors import ScenarioError, closest
-from fedsem.registry import Options
+from fedsem.registry import Options, Plugin
 from fedsem.streams import Stream
 from fedsem.strict import Strict
 
@@ -45,23 +45,31 @@ class SiteState:
 
 
 class Problem(Protocol):
-    """Test examples as a white-box adversary sees them; implemented by `fedsem.evaluation.problem`.
+    """Test examples as an adversary sees them, one a row; implemented by `fedsem.evaluation.problem`.
 
     Attributes:
         sites: what can be perturbed.
-        psr: the budget (linear), for each site.
+        psr: the budget (linear) of each site, a number or one for each row, (B,).
     """
 
     sites: Mapping[str, SiteState]
-    psr: float
-
-    def gradient(self, delta: Perturbation, step: int) -> Perturbation:
-        """Gradient of each example's objective (to be maximised), averaged over the channel draws of `step`."""
-        ...
+    psr: float | Tensor
 
     def objective(self, delta: Perturbation, step: int, index: slice = ...) -> Tensor:
-        """The objective of the examples in `index`, to which `delta` belongs, over the draws of `step`;
-        differentiable."""
+        """The objective (to be maximised) of the rows in `index`, to which `delta` belongs, averaged over the channel
+        draws of `step`; differentiable."""
+        ...
+
+    def gradient(self, delta: Perturbation, step: int) -> Perturbation:
+        """Gradient of each row's objective, averaged over the channel draws of `step`."""
+        ...
+
+    def scores(self, delta: Perturbation, step: int, index: slice = ...) -> Tensor:
+        """Class scores for every draw of `step` and every listener, (draws, B, classes); differentiable.
+
+        Raises:
+            ScenarioError: the objective is not one classification task.
+        """
         ...
 
     def logits(self, delta: Perturbation, step: int, index: slice = ...) -> Tensor:
@@ -72,29 +80,71 @@ class Problem(Protocol):
         """
         ...
 
+    def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
+        """How badly the objective's tasks fail at each row (`Task.failure`), the weighted mean over so many draws of
+        `step`, (B,)."""
+        ...
+
     def batches(self) -> Sequence[slice]:
-        """Slices that cut the examples into batches."""
+        """Slices that cut the rows into batches."""
         ...
 
     @property
     def labels(self) -> Tensor:
-        """True classes, or the target class of a targeted attack, (N,)."""
+        """True classes, or the target class of a targeted attack, (B,)."""
+        ...
+
+    def select(self, rows: Tensor) -> Problem:
+        """The same problem for some of the rows, by number; a row may be named several times, as restarts do."""
+        ...
+
+    def quiet(self) -> Problem:
+        """The same problem without channel noise; fading stays."""
+        ...
+
+    @property
+    def own(self) -> int:
+        """How many images the adversary has of its own: those of `data.reserve`, or else the training images."""
+        ...
+
+    def imagine(self, images: Tensor) -> Problem:
+        """The same link with images of the adversary's own, by number, in place of those that it does not know, and
+        other channel draws; where the rows are receptions that it knows, one image for each of them."""
+        ...
+
+    def surrogate(self) -> Problem | None:
+        """The same rows through the adversary's surrogate link, if it has trained one."""
         ...
 
 
 class Knowledge(Strict):
-    """What the adversary knows.
+    """What the adversary knows. The design's `oracle` is signal `exact` and channel `csi`, its `csi` is signal
+    `statistics` and channel `csi`, its `statistics` is `statistics` for both.
 
     Attributes:
-        weights: `all`: the trained encoder and decoders (white box).
-        signal: `exact`: what each example sends, the image and the transmitted signal x (a jammer that hears only x
-            would know less).
-        channel: `statistics`: the distribution of gains and noise, not their values.
+        weights: `all`: the trained encoder and decoders (white box); `surrogate`: those of a link that it has trained
+            itself; `none`: it can only try what the link answers (black box), or does not even do that.
+        signal: `exact`: what each example sends, the image and the transmitted signal x; `statistics`: images of its
+            own, from the same distribution.
+        channel: `csi`: the gains h and g of every reception (but not its noise); `statistics`: their distribution.
     """
 
-    weights: Literal["all"] = "all"
-    signal: Literal["exact"] = "exact"
-    channel: Literal["statistics"] = "statistics"
+    weights: Literal["all", "surrogate", "none"] = "all"
+    signal: Literal["exact", "statistics"] = "exact"
+    channel: Literal["csi", "statistics"] = "statistics"
+
+
+class Surrogate(Strict):
+    """A link that the adversary trains itself, centrally, on the images of `data.reserve`, which no receiver holds,
+    from an initialisation of its own; all else as in the scenario.
+
+    Attributes:
+        encoder: another architecture (black box); None: the link's own (grey box).
+        epochs: passes over its images.
+    """
+
+    encoder: Annotated[Any, Plugin("encoder")] | None = None
+    epochs: PositiveInt = 30
 
 
 class Evasion(Options):
@@ -103,34 +153,74 @@ class Evasion(Options):
     Attributes:
         sites: where it acts; with both, each site has the whole PSR.
         norm: `l2`: ||delta||_2 <= sqrt(PSR E); `linf`: ||delta||_inf <= sqrt(PSR E / size), which lies inside it.
-        objective: weight of each task's loss in what is maximised; by default every task with weight 1.
+        objective: weight of each task's loss in what is maximised, by default every task with weight 1; or `joint`:
+            min over tasks of (L - L_clean) / L_wrong, the smallest increase of a loss in units of what the loss is for
+            the truth of another example, which no task escapes.
         targeted: goal of each task of the objective (class, sensing state, or number of a test picture); the attack
             then minimises the loss to that goal. Empty: untargeted, it maximises the loss to the truth.
-        knowledge: what the adversary knows.
+        knowledge: what the adversary knows; an attack refuses what it cannot make use of.
+        surrogate: the link that it trains itself; for weights: surrogate, and for attacks that use one beside.
+        draws: channel draws of the expectation in each step; None: `evaluation.draws.attack`.
     """
 
     sites: list[Site] = Field(["input"], min_length=1)
     norm: Norm = "l2"
-    objective: dict[str, NonNegativeFloat] = {}
+    objective: Annotated[
+        Annotated[dict[str, NonNegativeFloat], Tag("weights")] | Annotated[Literal["joint"], Tag("joint")],
+        Discriminator(
+            lambda value: {str: "joint", dict: "weights"}.get(type(value)),
+            "choice",
+            "should be a mapping from tasks to weights, or 'joint'",
+        ),
+    ] = {}
     targeted: dict[str, NonNegativeInt] = {}
     knowledge: Knowledge = Knowledge()
+    surrogate: Surrogate | None = None
+    draws: PositiveInt | None = None
+
+    knows: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "weights": ("all", "surrogate"),
+        "signal": ("exact",),
+        "channel": ("statistics", "csi"),
+    }
+    """Levels of knowledge that the attack can make use of; the first of each is its default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, options: Any) -> Any:
+        given = options.get("knowledge", {}) if isinstance(options, dict) else None
+        if not isinstance(given, dict):
+            return options
+        return {**options, "knowledge": {what: levels[0] for what, levels in cls.knows.items()} | given}
 
     @abstractmethod
     def perturb(self, problem: Problem, stream: Stream) -> Perturbation:
         """A perturbation of every example of the problem, within the budget."""
 
     def goals(self, plan: Plan) -> dict[str, float]:
-        """The objective with its default filled in."""
-        return dict(self.objective) or dict.fromkeys(plan.scenario.tasks, 1.0)
+        """The objective's weights with their default filled in."""
+        weights = {} if self.objective == "joint" else dict(self.objective)
+        return weights or dict.fromkeys(plan.scenario.tasks, 1.0)
+
+    def expectation(self, plan: Plan) -> int:
+        """Channel draws in each step."""
+        return self.draws or plan.scenario.evaluation.draws.attack
 
     def check(self, path: str, plan: Plan) -> None:
         """Cross-check with the rest of the scenario.
 
         Raises:
-            ScenarioError: an unknown task, no positive weight, or a goal that does not exist.
+            ScenarioError: an unknown task, no positive weight, a goal that does not exist, or knowledge that the attack
+                cannot use.
         """
         tasks = plan.scenario.tasks
-        for key, named in (("objective", self.objective), ("targeted", self.targeted)):
+        self._check_knowledge(path, plan)
+        if self.objective == "joint" and self.targeted:
+            raise ScenarioError(
+                f"In the scenario, '{path}.objective': joint harms every task and aims at no goal; remove 'targeted', "
+                "or name the tasks and their weights."
+            )
+        for key, named in (("objective", self.goals(plan)), ("targeted", self.targeted)):
             for task in named:
                 if task not in tasks:
                     raise ScenarioError(
@@ -156,3 +246,31 @@ class Evasion(Options):
             if goal >= count:
                 where = f"{path}.targeted.{branch.task}"
                 raise ScenarioError(f"In the scenario, '{where}': there is no goal {goal}; choose 0 to {count - 1}.")
+
+    def _check_knowledge(self, path: str, plan: Plan) -> None:
+        for what, level in self.knowledge:
+            if level not in self.knows[what]:
+                raise ScenarioError(
+                    f"In the scenario, '{path}.knowledge.{what}': '{self.kind}' works with "
+                    f"{' or '.join(self.knows[what])}, not '{level}'."
+                )
+        if self.knowledge.channel == "csi" and self.sites != ["air"]:
+            raise ScenarioError(
+                f"In the scenario, '{path}.knowledge.channel': what is done to an image comes before the channel is "
+                "there; use sites: [air], or channel: statistics."
+            )
+        if self.knowledge.channel == "csi" and plan.scenario.link.encoder.paints:
+            raise ScenarioError(
+                f"In the scenario, '{path}.knowledge.channel': csi is for encoders that send all their numbers; use "
+                "channel: statistics with one that sends patches."
+            )
+        if self.knowledge.weights == "surrogate" and self.surrogate is None:
+            raise ScenarioError(
+                f"In the scenario, '{path}.surrogate': weights: surrogate needs a link that the adversary trains; "
+                "write surrogate: {} for one of the same architecture."
+            )
+        if self.surrogate is not None and not plan.dataset.reserve:
+            raise ScenarioError(
+                f"In the scenario, '{path}.surrogate': the adversary trains on images that no receiver holds; keep "
+                "some of them with data.reserve."
+            )

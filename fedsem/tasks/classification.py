@@ -41,6 +41,9 @@ class Classification(Task):
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
         return cross_entropy(output, truth)
 
+    def failure(self, decoder: nn.Module, heard: Tensor, truth: Tensor) -> Tensor:
+        return (decoder(heard).argmax(-1) != truth).float()
+
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
         right = (output.argmax(-1) == truth).float()
         return {"accuracy": Share(right, torch.ones_like(right))}

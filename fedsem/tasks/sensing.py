@@ -54,6 +54,9 @@ class Sensing(Task):
     def loss(self, output: Tensor, truth: Tensor) -> Tensor:
         return cross_entropy(output, truth)
 
+    def failure(self, decoder: nn.Module, heard: Tensor, truth: Tensor) -> Tensor:
+        return ((_score(decoder(heard)) > 0) != (truth > 0)).float()
+
     def calibrate(self, output: Tensor, truth: Tensor) -> float | None:
         """The score that clean noise-only receptions exceed with probability `FALSE_ALARM_RATE`."""
         absent = _score(output)[truth == 0]

@@ -123,6 +123,11 @@ class Task(Options):
         maximises."""
         return self.loss(decoder(heard), truth)
 
+    def failure(self, decoder: nn.Module, heard: Tensor, truth: Tensor) -> Tensor:
+        """How badly the task fails, (..., B), by which the worst of several perturbations is chosen: 0 or 1 where there
+        is a decision, else the loss."""
+        return self.objective(decoder, heard, truth)
+
     def calibrate(self, output: Tensor, truth: Tensor) -> float | None:
         """A decision threshold from clean outputs, for metrics that need one."""
         return None
