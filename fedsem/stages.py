@@ -36,6 +36,7 @@ from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import write_samples
 from fedsem.scenario import Scenario, check_scenario
 from fedsem.store import Store, code_of, now
+from fedsem.surrogate import surrogate_scenario, surrogate_seed, surrogates_of
 from fedsem.sweep import cells
 from fedsem.wanted import weights_of
 
@@ -47,13 +48,29 @@ ORIGIN = "reused-from"
 
 @dataclass(frozen=True)
 class Unit:
-    """One cell of the sweep with one seed."""
+    """One cell of the sweep with one seed.
+
+    Attributes:
+        cell: what the table calls the cell.
+        label: what progress calls it.
+        plan: of the cell.
+        job: its training.
+        evaluation: folder of its evaluation.
+        surrogates: trainings of adversaries, by the attack's name.
+    """
 
     cell: str
     label: str
     plan: Plan
     job: Job
     evaluation: Path
+    surrogates: Mapping[str, Job]
+
+    @property
+    def jobs(self) -> Iterator[Job]:
+        """Its training, and those of the adversaries' surrogates."""
+        yield self.job
+        yield from self.surrogates.values()
 
 
 def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
@@ -87,7 +104,7 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
             stages that are none of this run's.
     """
     units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
-    own = {folder for unit in units for folder in (unit.job.folder, unit.evaluation)}
+    own = {folder for unit in units for folder in (unit.evaluation, *(job.folder for job in unit.jobs))}
     found = [stage for kind in ("checkpoints", "stages") for stage in store.folder.glob(f"{kind}/[!.]*")]
     if not own.issuperset(found) or store.manifest.get("scenario", scenario.name) != scenario.name:
         raise OutputError(
@@ -95,11 +112,13 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
             "start a new run."
         )
     for unit in units:
-        _read(unit, unit.job.folder, unit.evaluation)
+        for job in unit.jobs:
+            _read(unit, job.folder, unit.evaluation)
     for folder in reuse:
         _reuse(units, folder)
     for unit in units:
-        store.claim(unit.job.folder, training_code(unit.plan))
+        for job in unit.jobs:
+            store.claim(job.folder, training_code(job.plan))
         store.claim(unit.evaluation, evaluation_code(unit.plan))
     store.write_manifest(reused=[taken for unit in units for taken in _taken(unit)])
     return units
@@ -137,16 +156,18 @@ def run_stages(
         # This process only waits while Ray starts and trains: time enough to import what draws the report.
         threading.Thread(target=import_module, args=("fedsem.reporting.report",), daemon=True).start()
 
-    distinct = list({unit.job.folder: unit for unit in units}.values())
+    distinct = list({job.folder: (job, unit) for unit in units for job in unit.jobs}.values())
 
     def trained(number: int, done: int) -> None:
-        progress("federate", distinct[number].label, done, distinct[number].plan.scenario.federation.rounds)
+        job, unit = distinct[number]
+        label = unit.label if job == unit.job else f"{unit.label}, surrogate"
+        progress("federate", label, done, job.plan.scenario.federation.rounds)
 
     with store.timed("pretrain", "", None):
         _pretrain(plans, store, progress)
     with ExitStack() as engine:
         with store.timed("federate", "", None):
-            jobs = [unit.job for unit in distinct]
+            jobs = [job for job, _ in distinct]
             engine.enter_context(federated(jobs, scenario.compute, store.folder / "run.log", trained, child))
         # What the engine leaves running shuts down meanwhile.
         for unit in units:
@@ -181,9 +202,23 @@ def _pretrain(plans: Sequence[tuple[str, Plan]], store: Store, progress: Progres
 
 
 def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
+    job, key = _job(store, plan, seed, f"seed{seed}")
+    scenario = plan.scenario
+    surrogates = {}
+    for name, attack in surrogates_of(scenario).items():
+        stolen = resolve(surrogate_scenario(scenario, attack))
+        surrogates[name], _ = _job(store, stolen, surrogate_seed(seed), f"surrogate-seed{seed}")
+    label = f"cell{number}-seed{seed}"
+    content = json.loads(job.text)
+    measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
+    both = json.dumps([key, *measured, plan.dataset.test.fingerprint], sort_keys=True)
+    return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"), surrogates)
+
+
+def _job(store: Store, plan: Plan, seed: int, name: str) -> tuple[Job, str]:
+    """A training, and all that decides it."""
     text = scenario_text(plan.scenario)
     content = json.loads(text)
-    label = f"cell{number}-seed{seed}"
     outside = ("name", "description", "seeds", "compute", "evaluation", "attacks")
     training = {key: content[key] for key in content if key not in outside}
     link, tasks = plan.scenario.link, plan.scenario.tasks
@@ -192,16 +227,12 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     # The engine and its workers do not change a number; the device does, whatever `auto` stands for here.
     compute = {key: content["compute"][key] for key in ("precision", "execution")} | {"device": str(plan.device)}
     active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
-    data = plan.dataset
     # Sorted keys would forget the order of the groups, which numbers the receivers.
-    decisive = [training, list(content["receivers"]), compute, active, seed, data.train.fingerprint]
+    decisive = [training, list(content["receivers"]), compute, active, seed, plan.dataset.train.fingerprint]
     if weights := weights_of(plan.scenario):
         decisive.append(weights)
     key = json.dumps(decisive, sort_keys=True)
-    job = Job(text, seed, store.stage("checkpoints", key, f"seed{seed}"))
-    measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
-    both = json.dumps([key, *measured, data.test.fingerprint], sort_keys=True)
-    return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
+    return Job(text, seed, store.stage("checkpoints", key, name)), key
 
 
 def _trained_by(options: Options, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,15 +246,16 @@ def _reuse(units: Sequence[Unit], folder: Path) -> None:
         OutputError: one of the trainings was made with other code.
     """
     for unit in units:
-        found = folder / "checkpoints" / unit.job.folder.name
-        if finished(Job(unit.job.text, unit.job.seed, found)) and not unit.job.folder.exists():
-            if (code := training_code(unit.plan)) != (before := code_of(found)["hash"]):
-                raise OutputError(
-                    f"'{folder}' was trained with other code ({before}, now {code}): another version of fedsem, of a "
-                    "plug-in or of a numerical library. Leave out --reuse to train anew."
-                )
-            _read(unit, found, None)
-            _take(found, unit.job.folder, folder)
+        for job in unit.jobs:
+            found = folder / "checkpoints" / job.folder.name
+            if finished(Job(job.text, job.seed, found)) and not job.folder.exists():
+                if (code := training_code(job.plan)) != (before := code_of(found)["hash"]):
+                    raise OutputError(
+                        f"'{folder}' was trained with other code ({before}, now {code}): another version of fedsem, of "
+                        "a plug-in or of a numerical library. Leave out --reuse to train anew."
+                    )
+                _read(unit, found, None)
+                _take(found, job.folder, folder)
         # The number of the cell, which comes first in the name, is that of the other run's sweep.
         for found in sorted((folder / "stages").glob(f"evaluate-*-{unit.evaluation.name.rpartition('-')[2]}")):
             same_code = code_of(found)["hash"] == evaluation_code(unit.plan)
@@ -258,17 +290,22 @@ def _evaluated(stage: Path) -> bool:
 
 
 def _evaluate(unit: Unit, progress: Progress) -> None:
-    state = unit.job.state()
-    plan = unit.plan
+    surrogates = {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
+    link = _link(unit.plan, unit.job)
+    measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total), surrogates)
+    replace_file(unit.evaluation / "samples.json", json.dumps(measurement.samples).encode())
+    save_points(measurement.points, unit.evaluation)
+
+
+def _link(plan: Plan, job: Job) -> TrainedLink:
+    """What a training has made."""
+    state = job.state()
     decoders = {
         (receiver.id, branch): (owner(plan, receiver, branch), state.decoders[owner(plan, receiver, branch)])
         for receiver in plan.receivers
         for branch in receiver.branches
     }
-    link = TrainedLink.build(plan, unit.job.seed, state.shared, decoders)
-    measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total))
-    replace_file(unit.evaluation / "samples.json", json.dumps(measurement.samples).encode())
-    save_points(measurement.points, unit.evaluation)
+    return TrainedLink.build(plan, job.seed, state.shared, decoders)
 
 
 def _samples(unit: Unit) -> Iterator[dict[str, Any]]:

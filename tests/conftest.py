@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsem.channels.symbols import Symbols
 from fedsem.checks import resolve
 from fedsem.evaluation.average_precision import Ranking
 from fedsem.evaluation.point import Tally
@@ -170,6 +171,7 @@ class ToyProblem:
     labels: Tensor
     forced: Callable[[int], Perturbation] | None = None
     steps: list[int] = field(default_factory=list)
+    symbols: Symbols = "real"
 
     def objective(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
         return F.cross_entropy(self.logits(delta, step, index), self.labels[index], reduction="none")
@@ -188,6 +190,10 @@ class ToyProblem:
     def scores(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
         signals = {name: self.sites[name].clean[index] + value for name, value in delta.items()}
         return self.network(signals, index).unsqueeze(0)
+
+    @property
+    def classifies(self) -> bool:
+        return True
 
     def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
@@ -128,6 +128,9 @@ class DatasetOptions(Options):
         default=0,
         description="keep so many training images from the receivers, for adversaries and defenders with own data",
     )
+    portion: Literal["train", "reserve"] = Field(
+        default="train", description="what is trained on: `reserve` instead of `train`, as a surrogate is"
+    )
 
     def load(self) -> Dataset:
         """Read the data set.
@@ -140,7 +143,12 @@ class DatasetOptions(Options):
         """
         train, test, classes = self._read()
         train, reserve = self._kept_back(train)
-        train = self._limit(train, self.train_images, "train")
+        if self.portion == "reserve":
+            if reserve is None:
+                raise DataError("data.portion is 'reserve', but data.reserve keeps no images; raise it.")
+            train, reserve = reserve, None
+        else:
+            train = self._limit(train, self.train_images, "train")
         test = self._limit(test, self.test_images, "test")
         mean, std = pixel_statistics(train.images)
         categories = tuple(name for name in classes if name != NOTHING) if train.objects is not None else ()

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import numpy as np
+import torch
+
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.baselines import reference_points
-from fedsem.evaluation.point import Point
+from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.samples import Samples
 from fedsem.evaluation.score import Key, Scorer, key_of
@@ -257,7 +260,11 @@ class _Evaluation:
         beside: str | None = None,
     ) -> dict[Spot, int]:
         """Score a perturbation for every listener and keep the points; their numbers."""
-        achieved = [float(achieved_psr(value, problem.sites[site].energy).mean()) for site, value in delta.items()]
+        achieved = []
+        for site, value in delta.items():
+            clean = problem.sites[site].energy
+            clean = clean.mean().expand_as(clean) if attack.mean_power else clean
+            achieved.append(float(achieved_psr(value, clean).mean()))
         columns: dict[str, Any] = {
             "attack": name,
             "sites": "+".join(attack.sites),
@@ -288,6 +295,8 @@ class _Evaluation:
                 for key, metrics in scores.items():
                     spot = (*key, snr_db)
                     numbers[spot] = len(self.points)
+                    if attack.minimal and name != "noise" and attack.goals(self.link.plan).get(key[1]):
+                        metrics |= _least_power(delta, problem)
                     point = Point(
                         {**self.columns(key, snr_db), **columns, **axis}, metrics, self.clean[spot], noise.get(spot)
                     )
@@ -338,6 +347,17 @@ class _Evaluation:
             sensing = self.link.is_sensing(listener)
             axes[_axis(sensing)] = at.snr(sensing)
         return axes
+
+
+def _least_power(delta: Perturbation, problem: LinkProblem) -> dict[str, Tally]:
+    """PSR in dB of the examples that an attack of least power breaks (the larger of two sites'), and their share."""
+    psr = torch.stack([achieved_psr(value, problem.sites[site].energy) for site, value in delta.items()]).amax(0)
+    broken = (psr > 0).double().cpu().numpy()
+    levels = to_db(psr.double().clamp_min(1e-30)).cpu().numpy() * broken
+    return {
+        "least_psr_db": Tally(levels, broken, receptions=1),
+        "broken": Tally(broken, np.ones_like(broken), receptions=1),
+    }
 
 
 def encoder_paints(link: TrainedLink, listener: Listener) -> bool:

@@ -22,6 +22,9 @@ from fedsem.plan import examples_of
 from fedsem.tasks.classification import Classification
 from fedsem.units import energy
 
+RECEPTIONS_AT_ONCE = 16384
+"""Receptions that are differentiated at once: bounds memory; results do not depend on it beyond rounding."""
+
 
 class LinkProblem:
     """A whole test set as one problem (`fedsem.hooks.evasion.Problem`).
@@ -56,6 +59,7 @@ class LinkProblem:
         surrogate: LinkProblem | None = None,
     ) -> None:
         self.link, self.air, self.attack = link, air, attack
+        self.symbols = link.plan.scenario.link.symbols
         self.snr = {True: sensing_snr_db, False: snr_db}
         self.psr: float | Tensor = 0.0
         self.batch = link.plan.scenario.evaluation.batch
@@ -77,7 +81,7 @@ class LinkProblem:
         self._known_sent: Transmission | None = None
         self.sites: Mapping[str, SiteState] = {name: self._site(name) for name in attack.sites}
         self._surrogate = surrogate
-        self._whole_own: LinkProblem | None = None
+        self._made_once: dict[str, Any] = {}  # shared with all copies of this problem
         self._noise = True
         self._kept: dict[str, Any] = {}
 
@@ -135,11 +139,18 @@ class LinkProblem:
         probabilities = F.softmax(self.scores(delta, step, index), -1).mean(0)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the objective is the loss of one classification task, untargeted."""
+        tasks = {listener.branch.task: self.link.plan.task(listener.branch) for listener in self.weights}
+        kinds = [isinstance(task, Classification) for task in tasks.values()]
+        return kinds == [True] and not self.attack.targeted and self.attack.objective != "joint"
+
     def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
         """How badly the objective's tasks fail at each row, (B,)."""
         parts = []
         with torch.no_grad():
-            for index in self.batches():
+            for index in self._batches(draws):
                 here = {name: value[index] for name, value in delta.items()}
                 losses = self._losses(here, step, index, failing=True, draws=draws)
                 parts.append(torch.stack([weight * losses[one] for one, weight in self.weights.items()]).sum(0))
@@ -147,7 +158,11 @@ class LinkProblem:
 
     def batches(self) -> Sequence[slice]:
         """Slices that cut the rows into batches."""
-        return [slice(i, i + self.batch) for i in range(0, len(self.rows), self.batch)]
+        return self._batches(self.attack.expectation(self.link.plan))
+
+    def _batches(self, draws: int) -> Sequence[slice]:
+        size = min(self.batch, max(8, RECEPTIONS_AT_ONCE // draws))
+        return [slice(i, i + size) for i in range(0, len(self.rows), size)]
 
     def select(self, rows: Tensor) -> LinkProblem:
         """The same problem for some of the rows."""
@@ -177,13 +192,14 @@ class LinkProblem:
 
     def imagine(self, images: Tensor) -> LinkProblem:
         """The same link with images of the adversary's own."""
-        if self._whole_own is None:
+        if "own" not in self._made_once:
             plan = self.link.plan
             examples = examples_of(plan.dataset.reserve or plan.dataset.train, plan.device)
             link = replace(self.link, examples=replace(examples, images=examples.images.float() / 255))
             open_eyed = self.attack.model_copy(update={"knowledge": Knowledge()})
-            self._whole_own = LinkProblem(link, Air(link, "own"), open_eyed, self.snr[False], self.snr[True])
-        own = self._whole_own.select(images)
+            whole = LinkProblem(link, Air(link, "own"), open_eyed, self.snr[False], self.snr[True])
+            self._made_once["own"] = whole
+        own: LinkProblem = self._made_once["own"].select(images)
         own.psr, own._noise, own._known = self.psr, self._noise, self._known
         return own
 
@@ -227,7 +243,7 @@ class LinkProblem:
     def _clean_losses(self) -> tuple[dict[Listener, Tensor], dict[Listener, Tensor]]:
         """Of each listener the clean loss of every image, (N,), and the mean loss for the truth of another image (of
         a sensing task, for the wrong state), in units of which an increase is measured."""
-        if "clean" not in self._kept:
+        if "clean" not in self._made_once:
             clean: dict[Listener, list[Tensor]] = {listener: [] for listener in self.weights}
             wrong: dict[Listener, list[Tensor]] = {listener: [] for listener in self.weights}
             everything = torch.arange(len(self.link.labels), device=self.rows.device)
@@ -246,11 +262,11 @@ class LinkProblem:
                             other = (truth == 0).to(truth.dtype)
                         clean[listener].append(task.objective(listener.decoder, heard, truth).mean(0))
                         wrong[listener].append(task.objective(listener.decoder, heard, other).mean(0))
-            self._kept["clean"] = (
+            self._made_once["clean"] = (
                 {listener: torch.cat(parts) for listener, parts in clean.items()},
                 {listener: torch.cat(parts).mean() for listener, parts in wrong.items()},
             )
-        return self._kept["clean"]
+        return self._made_once["clean"]
 
     def _classifier(self) -> Listener:
         tasks = {listener.branch.task for listener in self.weights}

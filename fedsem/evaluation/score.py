@@ -14,6 +14,7 @@ from fedsem.evaluation.point import Tally
 from fedsem.evaluation.reception import Heard, Receptions
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Evasion, Perturbation
+from fedsem.tasks.classification import Classification
 from fedsem.tasks.detection import Detection
 from fedsem.tasks.reconstruction import Reconstruction
 from fedsem.tasks.task import Examples, Share
@@ -80,6 +81,14 @@ class Scorer:
                     boxes.add(output[:, there], images, times)
         for (level, key), detections in found.items():
             scores[level][key] |= detections.finished()
+        for listener in listeners:
+            if isinstance(self.link.plan.task(listener.branch), Classification):
+                for of_level in scores:
+                    metrics = of_level[key_of(listener)]
+                    accuracy = metrics["accuracy"]
+                    assert isinstance(accuracy, Tally)
+                    if accuracy.receptions > 1:
+                        metrics["mostly_right"] = _mostly(accuracy)
         return scores
 
     def _examples(self, images: Tensor) -> Examples:
@@ -119,6 +128,12 @@ class Scorer:
                     torch.cat([output for output, _ in pairs]), torch.cat([truth for _, truth in pairs])
                 )
         return self.thresholds[key]
+
+
+def _mostly(accuracy: Tally) -> Tally:
+    """Whether each image is told rightly in more than half of its receptions; NaN stays NaN."""
+    share = accuracy.numerator / accuracy.denominator
+    return Tally(np.where(np.isnan(share), np.nan, share > 0.5), np.ones_like(share), receptions=1)
 
 
 def key_of(listener: Listener) -> Key:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, model_validator
 from torch import Tensor
 
+from fedsem.channels.symbols import Symbols
 from fedsem.errors import ScenarioError, closest
 from fedsem.registry import Options, Plugin
 from fedsem.streams import Stream
@@ -50,10 +51,12 @@ class Problem(Protocol):
     Attributes:
         sites: what can be perturbed.
         psr: the budget (linear) of each site, a number or one for each row, (B,).
+        symbols: how numbers go on air.
     """
 
     sites: Mapping[str, SiteState]
     psr: float | Tensor
+    symbols: Symbols
 
     def objective(self, delta: Perturbation, step: int, index: slice = ...) -> Tensor:
         """The objective (to be maximised) of the rows in `index`, to which `delta` belongs, averaged over the channel
@@ -78,6 +81,11 @@ class Problem(Protocol):
         Raises:
             ScenarioError: the objective is not one classification task.
         """
+        ...
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the objective is the loss of one classification task, untargeted, so that it has class scores."""
         ...
 
     def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
@@ -184,6 +192,11 @@ class Evasion(Options):
         "channel": ("statistics", "csi"),
     }
     """Levels of knowledge that the attack can make use of; the first of each is its default."""
+    minimal: ClassVar[bool] = False
+    """Whether it looks for the least power in each example, rather than the most harm within the grid's PSR."""
+    mean_power: ClassVar[bool] = False
+    """Whether the budget holds for the mean power over all examples, as of one perturbation for all, instead of in each
+    of them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -269,6 +282,18 @@ class Evasion(Options):
                 f"In the scenario, '{path}.surrogate': weights: surrogate needs a link that the adversary trains; "
                 "write surrogate: {} for one of the same architecture."
             )
+        if self.knowledge.weights == "surrogate" and self.knowledge.channel == "csi":
+            raise ScenarioError(
+                f"In the scenario, '{path}.knowledge': to know the receivers' gains but not their weights is not "
+                "modelled; use weights: all, or channel: statistics."
+            )
+        if self.surrogate is not None and self.surrogate.encoder is not None and "air" in self.sites:
+            uses = self.surrogate.encoder.uses(plan.images)
+            if uses != plan.channel_uses:
+                raise ScenarioError(
+                    f"In the scenario, '{path}.surrogate.encoder': it sends {uses} numbers and the link "
+                    f"{plan.channel_uses}; over the air the two must be equal."
+                )
         if self.surrogate is not None and not plan.dataset.reserve:
             raise ScenarioError(
                 f"In the scenario, '{path}.surrogate': the adversary trains on images that no receiver holds; keep "
