@@ -221,6 +221,7 @@ class Grid(Strict):
 
     Attributes:
         attacks: names from `attacks`, `none`, and `noise` of the same power.
+        tasks: what is scored, names from `tasks`; default: all of them.
         snr_db: signal-to-noise ratios, before fading.
         sensing_snr_db: those of sensing tasks; default: snr_db.
         psr_db: perturbation-to-signal ratios of the attacks.
@@ -230,6 +231,7 @@ class Grid(Strict):
     """
 
     attacks: list[Name] = Field(["none"], min_length=1)
+    tasks: list[Name] | None = Field(None, min_length=1)
     snr_db: list[Decibel] = Field(min_length=1)
     sensing_snr_db: list[Decibel] | None = Field(None, min_length=1)
     psr_db: list[Decibel] | None = Field(None, min_length=1)
@@ -242,7 +244,7 @@ class Grid(Strict):
     def _budget(self) -> Grid:
         if any(name != "none" for name in self.attacks) and self.psr_db is None:
             raise ValueError("attacks need 'psr_db', the list of perturbation-to-signal ratios in dB")
-        for key in ("attacks", "snr_db", "sensing_snr_db", "psr_db", "mask_ratio", "selection"):
+        for key in ("attacks", "tasks", "snr_db", "sensing_snr_db", "psr_db", "mask_ratio", "selection"):
             if (twice := _twice(getattr(self, key) or [])) is not None:
                 raise ValueError(f"'{key}' lists {shown(twice)} twice")
         return self
@@ -365,6 +367,8 @@ class Scenario(Strict):
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
+            for task in grid.tasks or ():
+                _known(f"evaluation.grids.{i}.tasks", "task", task, self.tasks)
         used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}
         self._check_sweep(used)
         for attack in self.use.attacks:

@@ -445,3 +445,26 @@ def test_right_more_often_than_not_is_counted_by_image(pair: tuple[TrainedLink, 
     assert 0 < mostly.numerator.mean() < 1
     assert (mostly.denominator == 1).all()
     assert replace(mostly).receptions == 1
+
+
+def test_a_grid_scores_the_tasks_that_it_names(tmp_path: Path) -> None:
+    tree = {
+        **SURROGATES,
+        "data": {"kind": "digits", "train_images": 60, "test_images": 20},
+        "tasks": {"label": {"kind": "classification"}, "picture": {"kind": "reconstruction"}},
+        "receivers": {"all": {"count": 1, "tasks": ["label", "picture"], "channel": "down"}},
+        "federation": {"kind": "none", "rounds": 1},
+        "attacks": {"it": {"kind": "fgsm", "objective": {"label": 1}}},
+    }
+    grids = [
+        {"snr_db": [10, 20]},
+        {"attacks": ["it", "noise"], "tasks": ["label"], "snr_db": [10], "psr_db": [-20]},
+        {"attacks": ["it"], "tasks": ["picture"], "snr_db": [10], "psr_db": [-10]},
+    ]
+    tree["evaluation"] = {**SURROGATES["evaluation"], "grids": grids}
+    table = run(tree, out=tmp_path).table
+    attacked = table[table["psr_db"].notna() & table["seed"].notna()]
+    told = {(row["attack"], row["task"], row["psr_db"]) for _, row in attacked.iterrows()}
+    assert told == {("it", "label", -20), ("noise", "label", -20), ("it", "picture", -10)}
+    with pytest.raises(ScenarioError, match="tasks': unknown task 'lable'"):
+        check_scenario({**tree, "evaluation": {"grids": [{"snr_db": [10], "tasks": ["lable"]}]}})

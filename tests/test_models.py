@@ -209,3 +209,16 @@ def test_weights_begin_as_glorot_and_bengio_say() -> None:
             assert float(weights.square().mean()) == pytest.approx(2 / fans, rel=error)
             assert layer.bias is not None
             assert not layer.bias.any()
+
+
+def test_the_dense_encoder_standardises_and_sends_nc_numbers() -> None:
+    net = names("encoder")["dense"].model_validate({"channel_uses": 6, "hidden": [9, 7]}).build(CIFAR)  # type: ignore[attr-defined]
+    assert linear_layers(net) == [(3072, 9), (9, 7), (7, 6)]
+    images = torch.rand(4, 3, 32, 32)
+    values = ((images - net.mean) / net.std).flatten(1)
+    first, second, last = (layer for layer in net.layers if isinstance(layer, nn.Linear))
+    for layer in (first, second):
+        values = torch.relu(values @ layer.weight.T + layer.bias)
+    values = values @ last.weight.T + last.bias
+    torch.testing.assert_close(net(images), values)
+    assert set(net.state_dict()) == {f"layers.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}

@@ -130,12 +130,14 @@ class _Places:
         psr_db: its PSR.
         axes: the SNRs that it depends on.
         snrs: SNRs of communication, and of sensing.
+        tasks: what is scored.
         with_noise: whether noise stands beside it.
     """
 
     psr_db: float
     axes: dict[str, float]
     snrs: tuple[tuple[float, ...], ...]
+    tasks: frozenset[str]
     with_noise: bool
 
 
@@ -163,7 +165,7 @@ class _Evaluation:
         for grid in self.grids:
             places = _snr_pairs(grid)
             for some in [places] if self.scorer.receptions.together else [[at] for at in places]:
-                self.score_clean(some)
+                self.score_clean(some, self.tasks(grid))
                 for _ in some:
                     self.counter.step()
         for grid in self.grids:
@@ -171,19 +173,30 @@ class _Evaluation:
                 self.attack(grid, at)
         return Measurement(self.points, self.samples.rows)
 
-    def listeners(self, sensing: bool) -> list[Listener]:
-        return [listener for listener in self.link.listeners if self.link.is_sensing(listener) == sensing]
+    def tasks(self, grid: Grid) -> frozenset[str]:
+        """What a grid scores."""
+        return frozenset(grid.tasks or self.link.plan.scenario.tasks)
 
-    def score_clean(self, places: Sequence[_Where]) -> None:
+    def listeners(self, sensing: bool, tasks: frozenset[str]) -> list[Listener]:
+        return [
+            listener
+            for listener in self.link.listeners
+            if self.link.is_sensing(listener) == sensing and listener.branch.task in tasks
+        ]
+
+    def score_clean(self, places: Sequence[_Where], tasks: frozenset[str]) -> None:
         for sensing in (False, True):
-            listeners = self.listeners(sensing)
-            asked = dict.fromkeys(at.snr(sensing) for at in places)
-            snrs = [snr for snr in asked if listeners and (*key_of(listeners[0]), snr) not in self.clean]
-            for snr_db, scores in zip(snrs, self.scorer.score(listeners, snrs, {}), strict=True):
-                for key, metrics in scores.items():
-                    self.clean[*key, snr_db] = len(self.points)
-                    columns = {**self.columns(key, snr_db), "attack": "none", _axis(sensing): snr_db}
-                    self.points.append(Point(columns, metrics))
+            listeners = self.listeners(sensing, tasks)
+            lacking: dict[tuple[Listener, ...], list[float]] = {}
+            for snr in dict.fromkeys(at.snr(sensing) for at in places):
+                missing = tuple(one for one in listeners if (*key_of(one), snr) not in self.clean)
+                lacking.setdefault(missing, []).append(snr)
+            for some, snrs in lacking.items():
+                for snr_db, scores in zip(snrs, self.scorer.score(some, snrs, {}), strict=True):
+                    for key, metrics in scores.items():
+                        self.clean[*key, snr_db] = len(self.points)
+                        columns = {**self.columns(key, snr_db), "attack": "none", _axis(sensing): snr_db}
+                        self.points.append(Point(columns, metrics))
         for at in places:
             if at.snr_db not in self.shown:
                 self.shown.add(at.snr_db)
@@ -231,15 +244,17 @@ class _Evaluation:
     def places(self, name: str, problem: LinkProblem, psr_db: float, axes: dict[str, float]) -> _Places:
         """Where a perturbation is scored: at all points of all grids that hold it."""
         found = []
+        tasks: frozenset[str] = frozenset()
         with_noise = False
         for grid in self.grids:
             alone = "noise" in grid.attacks and all(other in BUILT_IN for other in grid.attacks)
             if (name in grid.attacks or (name == "noise" and alone)) and psr_db in (grid.psr_db or []):
                 here = [at for at in _snr_pairs(grid) if self.objective_axes(problem, at) == axes]
                 found += here
+                tasks |= self.tasks(grid) if here else frozenset()
                 with_noise |= bool(here) and "noise" in grid.attacks
         snrs = tuple(tuple(dict.fromkeys(at.snr(sensing) for at in found)) for sensing in (False, True))
-        return _Places(psr_db, axes, snrs, with_noise)
+        return _Places(psr_db, axes, snrs, tasks, with_noise)
 
     def noise_beside(
         self, name: str, attack: Evasion, delta: Perturbation, problem: LinkProblem, at: _Places
@@ -287,13 +302,17 @@ class _Evaluation:
             }
         numbers: dict[Spot, int] = {}
         for sensing in (False, True):
-            levels = self.scorer.score(self.listeners(sensing), at.snrs[sensing], problem.shaped(delta), attack)
+            levels = self.scorer.score(
+                self.listeners(sensing, at.tasks), at.snrs[sensing], problem.shaped(delta), attack
+            )
             for snr_db, scores in zip(at.snrs[sensing], levels, strict=True):
                 axis = {_axis(sensing): snr_db}
                 if "air" in attack.sites:
                     axis["pnr_db"] = at.psr_db + snr_db
                 for key, metrics in scores.items():
                     spot = (*key, snr_db)
+                    if spot not in self.clean:  # of two grids' tasks and SNRs, a pair that neither has
+                        continue
                     numbers[spot] = len(self.points)
                     if attack.minimal and name != "noise" and attack.goals(self.link.plan).get(key[1]):
                         metrics |= _least_power(delta, problem)
