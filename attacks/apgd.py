@@ -139,10 +139,10 @@ def climb(
             continue
         halve = (rises <= RISING * wait) | (~halved & (at_last_check >= best_value))
         step_size = torch.where(halve, step_size / 2, step_size)
-        here = _where(halve, best, here)
+        here, gradient = _where(halve, best, here), _where(halve, best_gradient, gradient)
         draws += 1
-        best_value, best_gradient = differentiate(problem, best, draws, loss)
-        value, gradient = differentiate(problem, here, draws, loss)
+        best_value = measure(problem, best, draws, loss)
+        value = torch.where(halve, best_value, value)
         at_last_check, halved, rises, since = best_value, halve, torch.zeros_like(rises), 0
         wait = max(wait - shorter, shortest)
     return best, draws + 1

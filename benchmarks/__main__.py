@@ -1,6 +1,6 @@
 """Run the benchmarks and write `benchmarks/out/benchmarks.csv`.
 
-`python -m benchmarks [rounds] [fixed_cost] [throughput] [patches] [grid]` runs some of them.
+`python -m benchmarks [rounds] [fixed_cost] [throughput] [patches] [grid] [evasion] [byzantine]` runs some of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from fedsem.store import hardware
 
-ALL = ("throughput", "rounds", "fixed_cost", "patches", "grid")
+ALL = ("throughput", "rounds", "fixed_cost", "patches", "grid", "evasion", "byzantine")
 
 
 def main() -> None:

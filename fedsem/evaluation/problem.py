@@ -73,10 +73,11 @@ class LinkProblem:
         self.count = most_patches(link, snr_db)
         images = torch.arange(len(link.labels), device=link.images.device)
         self.rows = images
+        self._all = True  # rows are the test images, each once: slices do without copies
         self._known: tuple[Air, Tensor, Tensor] | None = None
         if attack.knowledge.channel == "csi":
             draws = link.plan.scenario.evaluation.draws.score
-            self.rows = images.repeat(draws)
+            self.rows, self._all = images.repeat(draws), False
             self._known = (air, torch.arange(draws, device=images.device).repeat_interleave(len(images)), self.rows)
         self._known_sent: Transmission | None = None
         self.sites: Mapping[str, SiteState] = {name: self._site(name) for name in attack.sites}
@@ -102,7 +103,7 @@ class LinkProblem:
         increases: dict[str, Tensor] = {}
         for listener, weight in self.weights.items():
             task = listener.branch.task
-            more = weight * (losses[listener] - clean[listener][self.rows[index]]) / scale[listener]
+            more = weight * (losses[listener] - clean[listener][self._images(index)]) / scale[listener]
             increases[task] = increases[task] + more if task in increases else more
         return torch.stack(list(increases.values())).amin(0)
 
@@ -167,7 +168,7 @@ class LinkProblem:
     def select(self, rows: Tensor) -> LinkProblem:
         """The same problem for some of the rows."""
         some = self._copy()
-        some.rows = self.rows[rows]
+        some.rows, some._all = self.rows[rows], False
         if self._known is not None:
             air, receptions, heard = self._known
             some._known = (air, receptions[rows], heard[rows])
@@ -225,7 +226,8 @@ class LinkProblem:
         self, delta: Perturbation, step: int, index: slice, failing: bool = False, draws: int | None = None
     ) -> dict[Listener, Tensor]:
         """Loss of each listener (or how badly it fails), the mean over draws, (B,)."""
-        examples, sent = self.link.examples.at(self.rows[index]), self._sent(delta, index)
+        images = self._images(index)
+        examples, sent = self.link.examples.at(images), self._sent(delta, index)
         losses = {}
         for listener in self.weights:
             task = self.link.plan.task(listener.branch)
@@ -235,7 +237,7 @@ class LinkProblem:
             if goal is None:
                 truth = task.truth(examples, realisation)
             else:
-                truth = task.aim(goal, self.link.examples)[self.rows[index]]
+                truth = task.aim(goal, self.link.examples)[images]
             measured = (task.failure if failing else task.objective)(listener.decoder, heard, truth)
             losses[listener] = measured.mean(0) if goal is None else -measured.mean(0)
         return losses
@@ -279,7 +281,7 @@ class LinkProblem:
 
     def _site(self, name: str) -> SiteState:
         if name == "input":
-            images = self.link.images[self.rows]
+            images = self.link.images[self._images(slice(None))]
             return SiteState(images, energy(images), bounded=True)
         x = self._clean_sent().x[self.rows]
         return SiteState(x, energy(x), bounded=False)
@@ -294,17 +296,22 @@ class LinkProblem:
         return self._known_sent
 
     def _sent(self, delta: Perturbation, index: slice) -> Transmission:
-        rows = self.rows[index]
+        rows = self._images(index)
         # What is only met on air is sent as it always is.
         if delta and "input" not in delta:
             return self._clean_sent().at(rows)
         return self._transmitted(rows, delta)
 
-    def _transmitted(self, rows: Tensor, delta: Perturbation) -> Transmission:
+    def _images(self, index: slice) -> Tensor | slice:
+        """Numbers of the test images in these rows."""
+        return index if self._all else self.rows[index]
+
+    def _transmitted(self, rows: Tensor | slice, delta: Perturbation) -> Transmission:
         images = self.link.images[rows]
         images = images + delta["input"] if "input" in delta else images
         # Over the air an adversary meets the numbers that are sent; gates would put them elsewhere.
-        choice = self.link.choice(rows, self.count, changed="input" in delta)
+        numbers = torch.arange(len(self.link.labels), device=images.device)[rows]
+        choice = self.link.choice(numbers, self.count, changed="input" in delta)
         return self.link.transmitter.send(images, choice, gates="air" not in delta)
 
     def _heard(self, listener: Listener, sent: Transmission, realisation: Realisation, delta: Perturbation) -> Tensor:
@@ -326,8 +333,7 @@ class LinkProblem:
         if self._kept.get("step") != (step, draws):
             self._kept["step"] = (step, draws)
             self._kept["draws"] = {one: self.air.attack(one, step, draws) for one in self.weights}
-        rows = self.rows[index]
-        air: Realisation = self._kept["draws"][listener].at(rows)
+        air: Realisation = self._kept["draws"][listener].at(self._images(index))
         if self._known is not None:
             source, receptions, heard = self._known
             known, place = source.score(listener), (receptions[index], heard[index])

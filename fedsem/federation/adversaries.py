@@ -126,9 +126,9 @@ def _of_group(plan: Plan, reply: Reply, group: str) -> tuple[str, Parameters]:
 
 
 def _rows(parameters: Sequence[Parameters], names: Sequence[str]) -> Rows:
-    return np.stack([np.concatenate([one[name].double().numpy().ravel() for name in names]) for one in parameters])
+    return np.stack([np.concatenate([one[name].numpy().ravel() for name in names]) for one in parameters])
 
 
 def _parameters(row: Rows, like: Parameters, names: Sequence[str]) -> Parameters:
-    parts = torch.from_numpy(row).split([like[name].numel() for name in names])
+    parts = torch.from_numpy(np.ascontiguousarray(row)).split([like[name].numel() for name in names])
     return {name: part.view_as(like[name]).to(like[name].dtype) for name, part in zip(names, parts, strict=True)}
