@@ -119,7 +119,7 @@ class Receptions:
         for start in range(0, len(whole.noise), chunk):
             part = whole.draws(slice(start, start + chunk))
             with torch.no_grad():
-                received = channel.apply(x, part, snr_db, symbols, interference)
+                received = channel.apply(x, part, snr_db, symbols, interference, delta.get("phase"))
             yield Heard(received, self.everything, once, part)
 
     def _originals(self, listeners: Sequence[Listener], levels: int) -> Iterator[tuple[Listener, Heard]]:

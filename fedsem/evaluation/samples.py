@@ -63,9 +63,10 @@ class Samples:
         for kind, listener in self.listeners.items():
             realisation = self.air.score(listener).draws(slice(0, 1)).at(head)
             interference = delta["air"][head] if "air" in delta else None
+            turn = delta["phase"][head] if "phase" in delta else None
             with torch.no_grad():
                 received = plan.channel(listener.branch).apply(
-                    x[head], realisation, snr_db, plan.scenario.link.symbols, interference
+                    x[head], realisation, snr_db, plan.scenario.link.symbols, interference, turn
                 )[0]
                 output = listener.decoder(received)
             named = {**shown, "receiver": listener.group, "task": listener.branch.task}
