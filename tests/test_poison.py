@@ -19,6 +19,7 @@ from fedsem.federation import rounds
 from fedsem.federation.adversaries import forged
 from fedsem.federation.records import decode_tasks, encode_tasks
 from fedsem.federation.state import FederationState
+from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.poison import Backdoor, Poison
 from fedsem.hooks.step import StepAttack
 from fedsem.hooks.update import SCALES, Seen, UpdateAttack
@@ -270,7 +271,7 @@ def test_noise_in_training_images_has_its_psr() -> None:
     images = 0.3 + 0.4 * torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     noisy = attack("noise_poison", psr_db=-12).poisoned(images, torch.arange(8), 0, 1, Stream(0))
     ratio = (noisy - images).double().square().flatten(1).sum(1) / images.double().square().flatten(1).sum(1)
-    np.testing.assert_allclose(10 * np.log10(ratio), -12, atol=1e-3)
+    np.testing.assert_allclose(10 * np.log10(ratio.numpy()), -12, atol=1e-3)
     assert noisy.min() >= 0
     assert noisy.max() <= 1
 
@@ -282,7 +283,7 @@ def test_interference_has_its_psr_and_tells_classes_or_images_apart(signal: str)
     labels = torch.tensor([1, 1, 2, 2, 1, 0])
     delta = made.waveform(x, labels, torch.arange(6), Stream(0))
     ratio = delta.double().square().sum(1) / x.double().square().sum(1)
-    np.testing.assert_allclose(10 * np.log10(ratio), -7, atol=1e-4)
+    np.testing.assert_allclose(10 * np.log10(ratio.numpy()), -7, atol=1e-4)
     alike = torch.nn.functional.normalize(delta) @ torch.nn.functional.normalize(delta).T > 0.999
     expected = labels[:, None] == labels[None] if signal == "shortcut" else torch.eye(6, dtype=torch.bool)
     assert torch.equal(alike, expected)
@@ -475,11 +476,11 @@ def test_impossible_poisons_are_refused_in_one_sentence(
     ],
 )
 def test_a_turn_is_refused_where_the_phase_is_unknown_and_uniform(channel: dict[str, Any], known: bool) -> None:
-    changes = {"link": {"symbols": "complex"}, "channels": {"down": channel}}
+    changes: dict[str, Any] = {"link": {"symbols": "complex"}, "channels": {"down": channel}}
     if known:
         poisoned({"turn": {"kind": "phase_shift"}}, **changes)
         return
-    with pytest.raises(ScenarioError, match="'attacks.turn'.*phase is unknown and uniform"):
+    with pytest.raises(ScenarioError, match=r"'attacks\.turn'.*phase is unknown and uniform"):
         poisoned({"turn": {"kind": "phase_shift"}}, **changes)
 
 
@@ -522,7 +523,7 @@ def test_every_poison_says_where_it_is_from() -> None:
         assert all(field in _documented(cls) for field in cls.model_fields), name
 
 
-def _plugins() -> dict[str, type[Poison]]:
+def _plugins() -> dict[str, type[TrainingAttack]]:
     from fedsem.registry import names
 
     return {name: cls for name, cls in names("attack").items() if issubclass(cls, (Poison, StepAttack))}
