@@ -454,6 +454,7 @@ RADAR: dict[str, Any] = {
         ({"kind": "phase_shift", "fraction": 0.95}, {"link": {"symbols": "complex"}}, "none would be honest"),
         ({"kind": "phase_shift", "degrees": 0}, {"link": {"symbols": "complex"}}, "a turn by 0 is none"),
         ({"kind": "neurotoxin", "top": 1.0}, {}, "should be less than 1"),
+        ({"kind": "neurotoxin"}, {}, "says nothing of what malicious receivers learn"),
     ],
 )
 def test_impossible_poisons_are_refused_in_one_sentence(
