@@ -25,6 +25,7 @@ class TrainingAttack(Options):
     """
 
     needs_psr: ClassVar[bool] = False
+    """Whether a grid that names it must list PSRs: an attack in training has its own power, if any."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     first_round: PositiveInt = 1

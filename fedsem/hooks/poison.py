@@ -31,7 +31,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class Poison(TrainingAttack):
     """Poisoned training of malicious receivers; subclasses say what becomes of a chosen sample.
 
-    Whatever is random in it is drawn by the image's number: it depends neither on batches nor on the engine.
+    Whatever is random in it is drawn by the image's number: it depends neither on batches nor on the engine. Images are
+    changed after augmentation, so that a trigger stays where it was put.
 
     Attributes:
         samples: share of the images of each malicious receiver (of those that the attack can use) that are poisoned,
