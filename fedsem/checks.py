@@ -8,6 +8,7 @@ import torch
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.evasion import Evasion
+from fedsem.hooks.poison import Backdoor
 from fedsem.hooks.update import UpdateAttack
 from fedsem.models.mae_encoder import MaeOptions
 from fedsem.models.pretrained import stand_in
@@ -209,7 +210,7 @@ def _check_use(scenario: Scenario) -> None:
         )
     for i, grid in enumerate(scenario.evaluation.grids):
         for name in grid.attacks:
-            if name in scenario.attacks and not isinstance(scenario.attacks[name], Evasion):
+            if name in scenario.attacks and not isinstance(scenario.attacks[name], (Evasion, Backdoor)):
                 raise ScenarioError(
                     f"In the scenario, 'evaluation.grids.{i}.attacks': '{name}' acts in training; name it in "
                     "'use.attacks'."

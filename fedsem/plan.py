@@ -139,6 +139,11 @@ class Plan:
         """Training images on the plan's device, uint8 (N, C, H, W), with all that is known of them."""
         return examples_of(self.dataset.train, self.device)
 
+    @cached_property
+    def test_examples(self) -> Examples:
+        """Test images on the plan's device, as `train_examples`."""
+        return examples_of(self.dataset.test, self.device)
+
     def some_train_images(self, count: int) -> Tensor:
         """At most `count` training images in [0, 1], evenly spaced: a data set may be sorted by class."""
         total = len(self.dataset.train)

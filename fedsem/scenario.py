@@ -220,11 +220,12 @@ class Grid(Strict):
     """A grid of evaluation points.
 
     Attributes:
-        attacks: names from `attacks`, `none`, and `noise` of the same power.
+        attacks: names from `attacks`, `none`, and `noise` of the same power. Of a backdoor the trigger is measured,
+            which has a power of its own, in cells whose training used it or no poison at all.
         tasks: what is scored, names from `tasks`; default: all of them.
         snr_db: signal-to-noise ratios, before fading.
         sensing_snr_db: those of sensing tasks; default: snr_db.
-        psr_db: perturbation-to-signal ratios of the attacks.
+        psr_db: perturbation-to-signal ratios of the attacks; backdoors need none.
         mask_ratio: shares of the patches that are not sent, for an encoder that sends patches; default: its own.
         selection: what chooses the patches: score, random, uniform, variance, oracle, or `original`, where receivers
             see the images themselves; default: as the encoder says.
@@ -241,9 +242,7 @@ class Grid(Strict):
     )
 
     @model_validator(mode="after")
-    def _budget(self) -> Grid:
-        if any(name != "none" for name in self.attacks) and self.psr_db is None:
-            raise ValueError("attacks need 'psr_db', the list of perturbation-to-signal ratios in dB")
+    def _each_once(self) -> Grid:
         for key in ("attacks", "tasks", "snr_db", "sensing_snr_db", "psr_db", "mask_ratio", "selection"):
             if (twice := _twice(getattr(self, key) or [])) is not None:
                 raise ValueError(f"'{key}' lists {shown(twice)} twice")
@@ -367,6 +366,13 @@ class Scenario(Strict):
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
+                # What acts in training has a power of its own, if any.
+                budgeted = attack != "none" and getattr(self.attacks.get(attack), "needs_psr", True)
+                if budgeted and grid.psr_db is None:
+                    raise WrongKey(
+                        f"evaluation.grids.{i}",
+                        "attacks need 'psr_db', the list of perturbation-to-signal ratios in dB",
+                    )
             for task in grid.tasks or ():
                 _known(f"evaluation.grids.{i}.tasks", "task", task, self.tasks)
         used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}

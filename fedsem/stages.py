@@ -18,6 +18,7 @@ from typing import Any
 
 from fedsem.checks import resolve
 from fedsem.errors import OutputError
+from fedsem.evaluation.backdoor import has_twin
 from fedsem.evaluation.evaluate import evaluate
 from fedsem.evaluation.point import Point, load_points, save_points
 from fedsem.evaluation.tabulate import rows as evaluation_rows
@@ -51,12 +52,14 @@ class Unit:
     """One cell of the sweep with one seed.
 
     Attributes:
-        cell: what the table calls the cell.
-        label: what progress calls it.
-        plan: of the cell.
+        cell: its settings of the sweep.
+        label: names it in folders and progress.
+        plan: what is trained and measured.
         job: its training.
         evaluation: folder of its evaluation.
         surrogates: trainings of adversaries, by the attack's name.
+        twin: the training without attack that a poisoned one is compared with; its own where nothing attacks; None
+            where there is nothing to compare.
     """
 
     cell: str
@@ -65,12 +68,16 @@ class Unit:
     job: Job
     evaluation: Path
     surrogates: Mapping[str, Job]
+    twin: Job | None = None
 
     @property
-    def jobs(self) -> Iterator[Job]:
-        """Its training, and those of the adversaries' surrogates."""
-        yield self.job
-        yield from self.surrogates.values()
+    def jobs(self) -> list[tuple[str, Job]]:
+        """Its trainings, each with what it is called; its own comes first."""
+        found = [(self.label, self.job)]
+        if self.twin is not None and self.twin.folder != self.job.folder:
+            found.append((f"{self.label}-twin", self.twin))
+        found += [(f"{self.label}-surrogate", job) for job in self.surrogates.values()]
+        return found
 
 
 def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
@@ -104,7 +111,7 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
             stages that are none of this run's.
     """
     units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
-    own = {folder for unit in units for folder in (unit.evaluation, *(job.folder for job in unit.jobs))}
+    own = {job.folder for unit in units for _, job in unit.jobs} | {unit.evaluation for unit in units}
     found = [stage for kind in ("checkpoints", "stages") for stage in store.folder.glob(f"{kind}/[!.]*")]
     if not own.issuperset(found) or store.manifest.get("scenario", scenario.name) != scenario.name:
         raise OutputError(
@@ -112,13 +119,12 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
             "start a new run."
         )
     for unit in units:
-        for job in unit.jobs:
-            _read(unit, job.folder, unit.evaluation)
+        _read(unit, [job.folder for _, job in unit.jobs], unit.evaluation)
     for folder in reuse:
         _reuse(units, folder)
     for unit in units:
-        for job in unit.jobs:
-            store.claim(job.folder, training_code(job.plan))
+        for _, job in unit.jobs:
+            store.claim(job.folder, training_code(_plan_of(unit, job)))
         store.claim(unit.evaluation, evaluation_code(unit.plan))
     store.write_manifest(reused=[taken for unit in units for taken in _taken(unit)])
     return units
@@ -126,11 +132,12 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
 
 def _taken(unit: Unit) -> Iterator[dict[str, Any]]:
     """Which stages were taken from another run, from which, and the revision that made them."""
-    for stage, folder in (("training", unit.job.folder), ("evaluation", unit.evaluation)):
+    stages = [("training", label, job.folder) for label, job in unit.jobs]
+    for stage, label, folder in (*stages, ("evaluation", unit.label, unit.evaluation)):
         origin = folder / ORIGIN
         if origin.is_file():
             run = origin.read_text(encoding="utf-8")
-            yield {"stage": stage, "of": unit.label, "run": run, "git": code_of(folder)["git"]}
+            yield {"stage": stage, "of": label, "run": run, "git": code_of(folder)["git"]}
 
 
 def run_stages(
@@ -156,18 +163,20 @@ def run_stages(
         # This process only waits while Ray starts and trains: time enough to import what draws the report.
         threading.Thread(target=import_module, args=("fedsem.reporting.report",), daemon=True).start()
 
-    distinct = list({job.folder: (job, unit) for unit in units for job in unit.jobs}.values())
+    # A cell's own training before a twin of the same folder: it has the cell's name.
+    both = [pair for twins in (False, True) for unit in units for pair in (unit.jobs[1:] if twins else unit.jobs[:1])]
+    distinct: dict[Path, tuple[str, Job]] = {}
+    for label, job in both:
+        distinct.setdefault(job.folder, (label, job))
+    labels, jobs = [label for label, _ in distinct.values()], [job for _, job in distinct.values()]
 
     def trained(number: int, done: int) -> None:
-        job, unit = distinct[number]
-        label = unit.label if job == unit.job else f"{unit.label}, surrogate"
-        progress("federate", label, done, job.plan.scenario.federation.rounds)
+        progress("federate", labels[number], done, json.loads(jobs[number].text)["federation"]["rounds"])
 
     with store.timed("pretrain", "", None):
         _pretrain(plans, store, progress)
     with ExitStack() as engine:
         with store.timed("federate", "", None):
-            jobs = [job for job, _ in distinct]
             engine.enter_context(federated(jobs, scenario.compute, store.folder / "run.log", trained, child))
         # What the engine leaves running shuts down meanwhile.
         for unit in units:
@@ -202,21 +211,37 @@ def _pretrain(plans: Sequence[tuple[str, Plan]], store: Store, progress: Progres
 
 
 def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
-    job, key = _job(store, plan, seed, f"seed{seed}")
-    scenario = plan.scenario
-    surrogates = {}
-    for name, attack in surrogates_of(scenario).items():
-        stolen = resolve(surrogate_scenario(scenario, attack))
-        surrogates[name], _ = _job(store, stolen, surrogate_seed(seed), f"surrogate-seed{seed}")
     label = f"cell{number}-seed{seed}"
+    key, job = _training(store, plan, seed, f"seed{seed}")
     content = json.loads(job.text)
     measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
     both = json.dumps([key, *measured, plan.dataset.test.fingerprint], sort_keys=True)
-    return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"), surrogates)
+    evaluation = store.stage("stages", both, f"evaluate-{label}")
+    twin = _training(store, without_attack(plan), seed, f"seed{seed}")[1] if has_twin(plan) else None
+    surrogates = {}
+    for name, attack in surrogates_of(plan.scenario).items():
+        stolen = resolve(surrogate_scenario(plan.scenario, attack))
+        _, surrogates[name] = _training(store, stolen, surrogate_seed(seed), f"surrogate-seed{seed}")
+    return Unit(cell, label, plan, job, evaluation, surrogates, twin)
 
 
-def _job(store: Store, plan: Plan, seed: int, name: str) -> tuple[Job, str]:
-    """A training, and all that decides it."""
+def without_attack(plan: Plan) -> Plan:
+    """The plan with nothing in `use.attacks`."""
+    if not plan.scenario.use.attacks:
+        return plan
+    use = plan.scenario.use.model_copy(update={"attacks": []})
+    return replace(plan, scenario=plan.scenario.model_copy(update={"use": use}))
+
+
+def _plan_of(unit: Unit, job: Job) -> Plan:
+    """The plan of one of a unit's trainings."""
+    if job is unit.job:
+        return unit.plan
+    return without_attack(unit.plan) if job is unit.twin else job.plan
+
+
+def _training(store: Store, plan: Plan, seed: int, name: str) -> tuple[str, Job]:
+    """What decides a training, and the training, in a folder of that name."""
     text = scenario_text(plan.scenario)
     content = json.loads(text)
     outside = ("name", "description", "seeds", "compute", "evaluation", "attacks")
@@ -232,7 +257,7 @@ def _job(store: Store, plan: Plan, seed: int, name: str) -> tuple[Job, str]:
     if weights := weights_of(plan.scenario):
         decisive.append(weights)
     key = json.dumps(decisive, sort_keys=True)
-    return Job(text, seed, store.stage("checkpoints", key, name)), key
+    return key, Job(text, seed, store.stage("checkpoints", key, name))
 
 
 def _trained_by(options: Options, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,21 +271,21 @@ def _reuse(units: Sequence[Unit], folder: Path) -> None:
         OutputError: one of the trainings was made with other code.
     """
     for unit in units:
-        for job in unit.jobs:
+        for _, job in unit.jobs:
             found = folder / "checkpoints" / job.folder.name
             if finished(Job(job.text, job.seed, found)) and not job.folder.exists():
-                if (code := training_code(job.plan)) != (before := code_of(found)["hash"]):
+                if (code := training_code(_plan_of(unit, job))) != (before := code_of(found)["hash"]):
                     raise OutputError(
                         f"'{folder}' was trained with other code ({before}, now {code}): another version of fedsem, of "
                         "a plug-in or of a numerical library. Leave out --reuse to train anew."
                     )
-                _read(unit, found, None)
+                _read(unit, [found], None)
                 _take(found, job.folder, folder)
         # The number of the cell, which comes first in the name, is that of the other run's sweep.
         for found in sorted((folder / "stages").glob(f"evaluate-*-{unit.evaluation.name.rpartition('-')[2]}")):
             same_code = code_of(found)["hash"] == evaluation_code(unit.plan)
             if same_code and _evaluated(found) and not unit.evaluation.exists():
-                _read(unit, None, found)
+                _read(unit, [], found)
                 _take(found, unit.evaluation, folder)
 
 
@@ -272,13 +297,13 @@ def _take(found: Path, stage: Path, run: Path) -> None:
     partial.rename(stage)
 
 
-def _read(unit: Unit, training: Path | None, evaluation: Path | None) -> None:
+def _read(unit: Unit, trainings: Sequence[Path], evaluation: Path | None) -> None:
     """Read what these folders of stages hold, if anything.
 
     Raises:
         OutputError: something is damaged: better said now than when hours have been computed.
     """
-    if training is not None:
+    for training in trainings:
         FederationState.load(training)
     if evaluation is not None and _evaluated(evaluation):
         load_points(evaluation)
@@ -290,9 +315,12 @@ def _evaluated(stage: Path) -> bool:
 
 
 def _evaluate(unit: Unit, progress: Progress) -> None:
-    surrogates = {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
     link = _link(unit.plan, unit.job)
-    measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total), surrogates)
+    twin = None
+    if unit.twin is not None:
+        twin = link if unit.twin.folder == unit.job.folder else _link(without_attack(unit.plan), unit.twin)
+    surrogates = {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
+    measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total), twin, surrogates)
     replace_file(unit.evaluation / "samples.json", json.dumps(measurement.samples).encode())
     save_points(measurement.points, unit.evaluation)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedsem.link import Transmitter
 from fedsem.plan import Branch, Plan
+from fedsem.poisoning import Poisoning, Untouched
 from fedsem.scenario import Optimizer, Uniform
 from fedsem.streams import Stream
 
@@ -40,6 +41,8 @@ class ReceiverTask:
         optimizer: the optimiser's state from its last round; empty to start afresh.
         keep_optimizer: return that state.
         proximal_mu: see `Aggregator.proximal_mu`.
+        moved: how far the last round moved what the server averages, by `shared/NAME` or `BRANCH KEY/NAME`; empty for
+            receivers that make nothing of it.
     """
 
     receiver: int
@@ -52,6 +55,7 @@ class ReceiverTask:
     optimizer: Parameters = field(default_factory=dict)
     keep_optimizer: bool = False
     proximal_mu: float = 0.0
+    moved: Parameters = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
 
     Its loss is sum_t lambda_t L_t / sum_t lambda_t over its branches, plus mu/2 ||w - w_global||^2 over the encoder:
     normalised, because lambda also weighs the receiver in the shared average (design section 4). Decoders of tasks with
-    lambda = 0 learn from L_t, of which no gradient goes further back.
+    lambda = 0 learn from L_t, of which no gradient goes further back. A malicious receiver learns from what its attacks
+    make of its samples.
     """
     config, device = plan.scenario.train, plan.device
     stream = Stream(task.seed).child("train", task.receiver, task.round)
@@ -136,6 +141,15 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     snr = stream.child("snr").torch(device)
     air = {branch: stream.child("air", branch.key).torch(device) for branch in task.branches}
     indices = torch.from_numpy(np.ascontiguousarray(task.indices))
+    poisoning = Poisoning(plan, task.receiver, task.seed, task.round, task.indices)
+    untouched = Untouched(
+        plan,
+        task.receiver,
+        task.seed,
+        task.round,
+        task.moved,
+        {"shared": transmitter.encoder, **{branch.key: decoder for branch, decoder in decoders.items()}},
+    )
     total_weight = sum(task.branches.values())
     steps = math.ceil(len(indices) / config.batch)
     passes = config.epochs * plan.scenario.federation.rounds * steps
@@ -151,7 +165,10 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                     group["lr"] = learning_rate(config.optimizer, done / passes)
                 batch = plan.train_examples.at(chosen)
                 batch = replace(batch, images=_augmented(batch.images.float() / 255, config.augment, augment))
+                batch = poisoning.examples(batch, chosen)
                 sent = transmitter.send(batch.images, gates=True)
+                interference = poisoning.interference(sent.x, batch.labels, chosen)
+                rotation = poisoning.rotation(chosen)
                 heard = transmitter.hear(sent.x.unsqueeze(0), sent) if transmitter.digital else None
                 loss = torch.zeros((), device=device)
                 for branch, weight in task.branches.items():
@@ -162,11 +179,13 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                     realisation = channel.draw(shape, uses, plan.scenario.link.symbols, air[branch])
                     if heard is None:
                         snr_db = _training_snr(plan.train_snr(branch), shape, snr)
-                        received = channel.apply(sent.x, realisation, snr_db, plan.scenario.link.symbols)
+                        received = channel.apply(
+                            sent.x, realisation, snr_db, plan.scenario.link.symbols, interference, rotation
+                        )
                         received = received if channel.is_sensing else transmitter.hear(received, sent)
                     else:
                         received = heard
-                    truth = objective.truth(batch, realisation)
+                    truth = poisoning.truth(branch, objective.truth(batch, realisation), chosen)
                     decoded = received if weight else received.detach()
                     with transmitter.autocast(decoded, painted=plan.decoder_format(branch).paints):
                         losses = objective.objective(decoders[branch], decoded, truth).float()
@@ -178,6 +197,7 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
+                untouched.restore()
     after = detached(transmitter.encoder)
     return Reply(
         receiver=task.receiver,

@@ -721,3 +721,50 @@ def test_what_the_table_calls_them() -> None:
         (Sensing(fading="none"), ("none", "none", True)),
     ]:
         assert (channel.fading_name, channel.csi_name, channel.is_sensing) == names
+
+
+# --- Turned symbols ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "channel",
+    [Awgn(), Rayleigh(csi="zf"), Rayleigh(csi="phase"), Rician(csi="none"), Rayleigh(csi="mmse", fading="fast")],
+    ids=describe,
+)
+def test_a_turn_is_of_everything_at_the_antenna(channel: Channel) -> None:
+    """y e^{j phi}, then an equaliser that is linear in y: what the decoder receives is turned as a whole."""
+    x, drawn = waveform(7, 12), channel.draw((3, 7), 12, "complex", rng())
+    jam = waveform(7, 12, seed=2)
+    angles = torch.linspace(-3, 3, 7)
+    straight = by_symbol(channel.apply(x, drawn, 5, "complex", jam), "complex")
+    got = by_symbol(channel.apply(x, drawn, 5, "complex", jam, angles), "complex")
+    np.testing.assert_allclose(got, straight * np.exp(1j * angles.numpy())[:, None], atol=1e-4, rtol=1e-4)
+    none = channel.apply(x, drawn, 5, "complex", jam, torch.zeros(7))
+    torch.testing.assert_close(none, channel.apply(x, drawn, 5, "complex", jam), rtol=0, atol=0)
+
+
+def test_a_turned_radar_return_turns_too_and_its_side_information_does_not() -> None:
+    channel = Sensing(fading="none", range_bins=3)
+    x, drawn = waveform(5, 8), channel.draw((5,), 8, "complex", rng())
+    angles = torch.full((5,), 0.7)
+    straight, got = (channel.apply(x, drawn, 5, "complex", None, turn) for turn in (None, angles))
+    turned = by_symbol(straight[:, :-1], "complex") * np.exp(0.7j)
+    np.testing.assert_allclose(by_symbol(got[:, :-1], "complex"), turned, atol=1e-5)
+    assert torch.equal(got[:, -1], straight[:, -1])
+
+
+@pytest.mark.parametrize("channel", [Awgn(), Sensing()], ids=describe)
+def test_real_symbols_cannot_be_turned(channel: Channel) -> None:
+    with pytest.raises(ValueError, match="real symbols have no phase"):
+        channel.apply(waveform(2, 4), channel.draw((2,), 4, "real", rng()), 5, "real", None, torch.ones(2))
+
+
+def test_a_turn_hides_where_the_phase_is_uniform_and_unknown() -> None:
+    """`knows_phase` against the distribution: received symbols of one sent symbol, turned and not."""
+    x = torch.ones(20_000, 2)
+    for channel in (Rayleigh(csi="none"), Rayleigh(csi="zf"), Rician(csi="none"), Rician(csi="none", k_factor=0)):
+        one, two = (channel.draw((20_000,), 2, "complex", rng(seed)) for seed in (1, 2))
+        straight = by_symbol(channel.apply(x, one, 10, "complex"), "complex")[:, 0]
+        got = by_symbol(channel.apply(x, two, 10, "complex", None, torch.full((20_000,), 1.0)), "complex")[:, 0]
+        alike = stats.ks_2samp(np.angle(straight), np.angle(got)).pvalue > 1e-3
+        assert alike != channel.knows_phase("complex")

@@ -64,3 +64,12 @@ def test_settings_of_the_mae_link_are_valid_as_they_stand() -> None:
     assert [mae.task(branch).weight for branch in mae.branches] == [1.5, 1, 0, 0]
     links = cells(check_scenario({**tree, **shown, **named}))
     assert [cell.settings["trained_for"] for cell in links] == ["picture", "mask", "joint"]
+
+
+def test_poisoned_training_is_valid_as_it_is_shown() -> None:
+    tree = read_tree("backdoor_input")
+    (shown,) = blocks("kind: patch")
+    trainings = cells(check_scenario({**tree, **shown}))
+    assert [cell.settings["use.attacks"] for cell in trainings] == [["patch"], ["patch", "boost"]]
+    for cell in trainings:
+        resolve(check_scenario(cell.tree))

@@ -89,6 +89,11 @@ class Channel(Options):
         """Whether a sensing task listens to this channel."""
         return False
 
+    def knows_phase(self, symbols: Symbols) -> bool:
+        """Whether a decoder could tell received symbols from the same symbols turned by a fixed angle; not where the
+        channel turns them by a uniform angle that the receiver does not know."""
+        return symbols == "complex"
+
     @abstractmethod
     def gains(self, shape: tuple[int, ...], symbols_on_air: int, generator: torch.Generator) -> Tensor:
         """Complex gains with E|h|^2 = 1 of shape (*shape, 1 or symbols_on_air)."""
@@ -120,6 +125,7 @@ class Channel(Options):
         snr_db: float | Tensor,
         symbols: Symbols,
         interference: Tensor | None = None,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         """What the decoder receives.
 
@@ -130,6 +136,8 @@ class Channel(Options):
             symbols: `real` or `complex`.
             interference: the adversary's signal at its antenna, in the representation of x, (B, nc); it passes the
                 gain g and then the receiver's equaliser.
+            rotation: radians by which everything that the antenna receives is turned before the equaliser, (B,); for
+                complex symbols.
 
         Returns:
             (..., B, width) real numbers.
@@ -139,6 +147,7 @@ class Channel(Options):
         y = h * to_air(x, symbols) + sigma * realisation.noise
         if interference is not None:
             y = y + g * to_air(interference, symbols)
+        y = turned(y, rotation, symbols)
         return self.equalise(y, realisation, sigma, symbols)
 
     def equalise(self, y: Tensor, realisation: Realisation, sigma: Tensor, symbols: Symbols) -> Tensor:
@@ -149,6 +158,19 @@ class Channel(Options):
 def air_gain(h: Tensor, symbols: Symbols) -> Tensor:
     """The gain that symbols see: h itself, or |h| for real symbols, whose phase is always known (design section 4)."""
     return h.abs() if symbols == "real" else h
+
+
+def turned(y: Tensor, rotation: Tensor | None, symbols: Symbols) -> Tensor:
+    """y e^{j rotation}, (..., B, uses) and (B,); y itself where there is no rotation.
+
+    Raises:
+        ValueError: real symbols have no phase.
+    """
+    if rotation is None:
+        return y
+    if symbols == "real":
+        raise ValueError("real symbols have no phase that could be turned")
+    return y * torch.polar(torch.ones_like(rotation), rotation).unsqueeze(-1)
 
 
 def noise_amplitude(snr_db: float | Tensor, like: Tensor) -> Tensor:

@@ -38,6 +38,9 @@ class FadingChannel(Channel):
     def csi_name(self) -> str:
         return self.csi
 
+    def knows_phase(self, symbols: Symbols) -> bool:
+        return symbols == "complex" and (self.csi != "none" or self.decoder_csi)
+
     def gain_shape(self, shape: tuple[int, ...], symbols_on_air: int) -> tuple[int, ...]:
         """One gain per example, or one per symbol."""
         return (*shape, 1 if self.fading == "block" else symbols_on_air)

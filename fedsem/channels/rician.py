@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsem.channels.channel import complex_normal
 from fedsem.channels.fading import FadingChannel
+from fedsem.channels.symbols import Symbols
 from fedsem.registry import register
 
 
@@ -22,6 +23,10 @@ class Rician(FadingChannel):
     """
 
     k_factor: NonNegativeFloat = 3.0
+
+    def knows_phase(self, symbols: Symbols) -> bool:
+        # A line of sight has a phase of its own: the gain's is not uniform.
+        return super().knows_phase(symbols) or (symbols == "complex" and self.k_factor > 0)
 
     def gains(self, shape: tuple[int, ...], symbols_on_air: int, generator: torch.Generator) -> Tensor:
         scattered = complex_normal(self.gain_shape(shape, symbols_on_air), generator)

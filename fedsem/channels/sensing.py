@@ -16,6 +16,7 @@ from fedsem.channels.channel import (
     complex_normal,
     noise_amplitude,
     standard_noise,
+    turned,
 )
 from fedsem.channels.symbols import Symbols, from_air, to_air, uses
 from fedsem.registry import register
@@ -64,6 +65,9 @@ class Sensing(Channel):
     def is_sensing(self) -> bool:
         return True
 
+    def knows_phase(self, symbols: Symbols) -> bool:
+        return symbols == "complex" and self.fading == "none"
+
     def width(self, channel_uses: int, symbols: Symbols) -> int:
         received = channel_uses + (self.range_bins - 1) * (1 if symbols == "real" else 2)
         return received + int(self.known_snr) + (channel_uses if self.known_waveform else 0)
@@ -103,6 +107,7 @@ class Sensing(Channel):
         snr_db: float | Tensor,
         symbols: Symbols,
         interference: Tensor | None = None,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         assert realisation.target is not None
         assert realisation.direct is not None
@@ -118,6 +123,7 @@ class Sensing(Channel):
             r = r + self._arriving(direct * z, 0)
         if interference is not None:
             r = r + self._arriving(air_gain(realisation.g, symbols) * to_air(interference, symbols), 0)
+        r = turned(r, rotation, symbols)
         received = [from_air(r / sigma, symbols)]
         rows = received[0].shape[:-1]
         if self.known_snr:

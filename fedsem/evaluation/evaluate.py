@@ -13,6 +13,7 @@ import torch
 
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
+from fedsem.evaluation.backdoor import Triggers, triggers_of, without_triggers
 from fedsem.evaluation.baselines import reference_points
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.problem import LinkProblem
@@ -43,8 +44,14 @@ class Measurement:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def evaluate(link: TrainedLink, progress: Progress, surrogates: Mapping[str, TrainedLink] | None = None) -> Measurement:
-    """Measure a trained link at every point of every grid, clean, under noise, and under attack.
+def evaluate(
+    link: TrainedLink,
+    progress: Progress,
+    twin: TrainedLink | None = None,
+    surrogates: Mapping[str, TrainedLink] | None = None,
+) -> Measurement:
+    """Measure a trained link at every point of every grid, clean, under noise, and under attack; with a twin, that was
+    trained without attack, also the triggers of backdoors, on both.
 
     Clean figures, noise and attacks are scored over the same channel draws; perturbations are fitted on other draws.
 
@@ -55,14 +62,20 @@ def evaluate(link: TrainedLink, progress: Progress, surrogates: Mapping[str, Tra
     """
     modes = list(dict.fromkeys(mode for grid in link.plan.scenario.evaluation.grids for mode in _modes(link, grid)))
     whole = Measurement()
-    counter = _Counter(progress, sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link)))
+    total = sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link))
+    triggers = [] if twin is None else triggers_of(link.plan)
+    counter = _Counter(progress, total + len(triggers) * max(1, len(modes)))
     for mode in modes or [Mode()]:
         grids = [grid for grid in _grids(link) if mode in _modes(link, grid)]
-        part = _Evaluation(link.in_mode(mode), grids, counter, surrogates or {}).run()
+        evaluation = _Evaluation(link.in_mode(mode), grids, counter, surrogates or {})
+        part = evaluation.run()
+        if twin is not None:
+            evaluation.compare(twin.in_mode(mode) if twin is not link else evaluation.link, mode, triggers)
         first = len(whole.points)
         for point in part.points:
             point.clean = None if point.clean is None else first + point.clean
             point.noise = None if point.noise is None else first + point.noise
+            point.twin = None if point.twin is None else first + point.twin
         whole.points += part.points
         whole.samples += part.samples
     if link.plan.scenario.evaluation.baselines:
@@ -72,7 +85,7 @@ def evaluate(link: TrainedLink, progress: Progress, surrogates: Mapping[str, Tra
 
 
 def _grids(link: TrainedLink) -> list[Grid]:
-    return link.plan.scenario.evaluation.grids
+    return [without_triggers(link.plan, grid) for grid in link.plan.scenario.evaluation.grids]
 
 
 def _modes(link: TrainedLink, grid: Grid) -> list[Mode]:
@@ -172,6 +185,16 @@ class _Evaluation:
             for at in _snr_pairs(grid):
                 self.attack(grid, at)
         return Measurement(self.points, self.samples.rows)
+
+    def compare(self, twin: TrainedLink, mode: Mode, triggers: Sequence[str]) -> None:
+        """Compare with the unpoisoned twin, clean and with the triggers of backdoors."""
+        grids = [grid for grid in self.evaluation.grids if mode in _modes(self.link, grid)]
+        both = Triggers(self.link, self.scorer, twin, grids, self.points, self.clean, self.columns, self.samples)
+        both.compare_clean()
+        for name in triggers:
+            if any(name in grid.attacks for grid in grids):
+                both.measure(name)
+            self.counter.step()
 
     def tasks(self, grid: Grid) -> frozenset[str]:
         """What a grid scores."""

@@ -38,6 +38,7 @@ class Point:
         metrics: tallies by metric; average precisions as rankings.
         clean: number of the clean point with the same channel draws.
         noise: number of the point with noise of the energy that this attack achieved.
+        twin: number of the same point of the model that was trained with the same seed and no attack.
         random, variance: number of the point whose patches are chosen at random, or by their variance, all else alike.
     """
 
@@ -47,9 +48,10 @@ class Point:
     noise: int | None = None
     random: int | None = None
     variance: int | None = None
+    twin: int | None = None
 
 
-LINKS = ("clean", "noise", "random", "variance")
+LINKS = ("clean", "noise", "random", "variance", "twin")
 """Other points that a point is compared with."""
 
 

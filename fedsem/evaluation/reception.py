@@ -122,7 +122,7 @@ class Receptions:
             if here is not None and here.dim() > x.dim():  # an adversary who knows the channel: one for each reception
                 here = here[start : start + chunk]
             with torch.no_grad():
-                received = channel.apply(x, part, snr_db, symbols, here)
+                received = channel.apply(x, part, snr_db, symbols, here, delta.get("phase"))
             yield Heard(received, self.everything, once, part)
 
     def _originals(self, listeners: Sequence[Listener], levels: int) -> Iterator[tuple[Listener, Heard]]:

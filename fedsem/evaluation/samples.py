@@ -65,9 +65,10 @@ class Samples:
             self._keep("perturbed", images + delta["input"][head], {**shown, "snr_db": None})
         for kind, listener in self.listeners.items():
             realisation = self.air.score(listener).draws(slice(0, 1)).at(head)
+            turn = delta["phase"][head] if "phase" in delta else None
             with torch.no_grad():
                 received = plan.channel(listener.branch).apply(
-                    x[head], realisation, snr_db, plan.scenario.link.symbols, air
+                    x[head], realisation, snr_db, plan.scenario.link.symbols, air, turn
                 )[0]
                 output = listener.decoder(received)
             named = {**shown, "receiver": listener.group, "task": listener.branch.task}

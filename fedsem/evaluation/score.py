@@ -14,6 +14,7 @@ from fedsem.evaluation.point import Tally
 from fedsem.evaluation.reception import Heard, Receptions
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Evasion, Perturbation
+from fedsem.hooks.poison import Backdoor
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.detection import Detection
 from fedsem.tasks.reconstruction import Reconstruction
@@ -39,7 +40,11 @@ class Scorer:
         self.thresholds: dict[tuple[str, float], float | None] = {}
 
     def score(
-        self, listeners: Sequence[Listener], snrs: Sequence[float], delta: Perturbation, attack: Evasion | None = None
+        self,
+        listeners: Sequence[Listener],
+        snrs: Sequence[float],
+        delta: Perturbation,
+        attack: Evasion | Backdoor | None = None,
     ) -> list[Scores]:
         """Metrics of these listeners at each SNR; with a targeted attack, also how far it reached its goal."""
         everything = self.receptions.everything

@@ -12,7 +12,7 @@ from fedsem.evaluation.oracle import greedy_order
 from fedsem.link import Transmitter
 from fedsem.models.mae_encoder import Choice, MaeEncoder
 from fedsem.models.selection import Strategy
-from fedsem.plan import Branch, Plan, examples_of
+from fedsem.plan import Branch, Plan
 from fedsem.streams import Stream
 from fedsem.tasks.task import Examples
 from fedsem.training import Parameters
@@ -167,7 +167,7 @@ class TrainedLink:
             decoder.load_state_dict(parameters[who, branch])
             decoder.eval().requires_grad_(False)
             listeners.append(Listener(f"{who}/{branch.key}", "+".join(named), branch, decoder))
-        test = examples_of(plan.dataset.test, plan.device)
+        test = plan.test_examples
         examples = replace(test, images=test.images.float() / 255)
         return cls(plan, seed, transmitter, tuple(listeners), examples)
 

@@ -30,6 +30,7 @@ def encode_tasks(text: str, tasks: Sequence[ReceiverTask]) -> RecordDict:
         {
             "shared": _arrays({"": tasks[0].shared}),
             "decoders": _arrays(decoders),
+            "moved": _arrays({str(task.receiver): task.moved for task in tasks}),
             "indices": ArrayRecord({str(task.receiver): Array(task.indices) for task in tasks}),
             "config": ConfigRecord({"scenario": text, "tasks": json.dumps(config)}),
         }
@@ -41,6 +42,7 @@ def decode_tasks(record: RecordDict) -> tuple[str, list[ReceiverTask]]:
     config = record.config_records["config"]
     shared = _parameters(record.array_records["shared"])[""]
     decoders = _parameters(record.array_records["decoders"])
+    moved = _parameters(record.array_records["moved"])
     indices = record.array_records["indices"]
     tasks = [
         ReceiverTask(
@@ -56,6 +58,7 @@ def decode_tasks(record: RecordDict) -> tuple[str, list[ReceiverTask]]:
                 for task, channel, _ in entry["branches"]
             },
             proximal_mu=entry["proximal_mu"],
+            moved=moved.get(str(entry["receiver"]), {}),
         )
         for entry in json.loads(str(config["tasks"]))
     ]

@@ -11,7 +11,9 @@ import torch
 from fedsem.errors import FederationError
 from fedsem.federation.state import FederationState, RoundRecord, owner
 from fedsem.hooks.aggregate import Updates
+from fedsem.hooks.step import StepAttack
 from fedsem.plan import Plan, Receiver, asked_per_round
+from fedsem.poisoning import step_attacks
 from fedsem.streams import Stream
 from fedsem.training import Parameters, ReceiverTask, Reply
 
@@ -40,9 +42,22 @@ def tasks(
                 for branch in plan.trained_branches(plan.receivers[number])
             },
             proximal_mu=plan.scenario.federation.aggregator.proximal_mu,
+            moved=_moved(plan, state, seed, number),
         )
         for number in receivers
     ]
+
+
+def _moved(plan: Plan, state: FederationState, seed: int, number: int) -> Parameters:
+    """What the last round moved of all that a receiver holds and the server averages, if an attack of it asks."""
+    if not step_attacks(plan, number, seed, state.round + 1):
+        return {}
+    receiver = plan.receivers[number]
+    parts = {"shared": "shared"}
+    if receiver.decoder == "group":
+        parts |= {owner(plan, receiver, branch): branch.key for branch in plan.trained_branches(receiver)}
+    split = {name: name.rpartition("/") for name in state.moved}
+    return {f"{parts[who]}/{name}": state.moved[path] for path, (who, _, name) in split.items() if who in parts}
 
 
 def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: Sequence[Reply]) -> FederationState:
@@ -115,7 +130,11 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
             "train.optimizer.lr or federation.server_optimizer.lr."
         )
     _count(plan, state, record, valid)
-    return FederationState(state.round + 1, shared, decoders, velocity, [*state.history, record])
+    moved: Parameters = {}
+    if any(isinstance(attack, StepAttack) for attack in plan.training_attacks):
+        pairs = [("shared", shared, state.shared), *((who, decoders[who], state.decoders[who]) for who in groups)]
+        moved = {f"{who}/{name}": value - before[name] for who, after, before in pairs for name, value in after.items()}
+    return FederationState(state.round + 1, shared, decoders, velocity, [*state.history, record], moved)
 
 
 def shared_weight(plan: Plan, reply: Reply) -> float:

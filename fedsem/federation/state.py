@@ -55,6 +55,8 @@ class FederationState:
         optimizer: what the next round needs of the optimiser: of the centralised reference its state, of the server
             the velocity of all that it averages, in float64.
         history: one record for each round.
+        moved: how far the last round moved what the server averages, by `shared/NAME` or `OWNER/NAME`; kept where an
+            attack of some receivers looks at it.
     """
 
     round: int
@@ -62,6 +64,7 @@ class FederationState:
     decoders: dict[str, Parameters]
     optimizer: Parameters = field(default_factory=dict)
     history: list[RoundRecord] = field(default_factory=list)
+    moved: Parameters = field(default_factory=dict)
 
     @classmethod
     def initial(cls, plan: Plan, seed: int) -> FederationState:
@@ -85,6 +88,7 @@ class FederationState:
         for who, parameters in self.decoders.items():
             tensors |= {f"decoder/{who}/{name}": value for name, value in parameters.items()}
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.items()}
+        tensors |= {f"moved/{name}": value for name, value in self.moved.items()}
         target = folder / f"state-{self.round:05d}.safetensors"
         replace_file(target, save(tensors))
         index = {
@@ -124,6 +128,8 @@ class FederationState:
                 state.shared[name] = value
             elif scope == "optimizer":
                 state.optimizer[name] = value
+            elif scope == "moved":
+                state.moved[name] = value
             else:
                 who, _, parameter = name.rpartition("/")
                 state.decoders.setdefault(who, {})[parameter] = value

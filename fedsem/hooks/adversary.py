@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -23,6 +23,9 @@ class TrainingAttack(Options):
         first_round: the round in which they begin, from 1.
         last_round: the last round in which they attack; afterwards they train as the others do. None: to the end.
     """
+
+    needs_psr: ClassVar[bool] = False
+    """Whether a grid that names it must list PSRs: an attack in training has its own power, if any."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     first_round: PositiveInt = 1

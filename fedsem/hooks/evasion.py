@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Site = Literal["input", "air"]
 Norm = Literal["l2", "linf"]
 Perturbation = dict[str, Tensor]
-"""Site -> delta, (B, ...)."""
+"""Site -> delta, (B, ...); of a backdoor that turns received symbols `phase` -> radians, (B,)."""
 
 
 @dataclass(frozen=True)

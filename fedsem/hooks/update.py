@@ -54,7 +54,8 @@ SCALES = 2.0 ** np.arange(-8, 8.25, 0.5)
 
 
 class Directed(UpdateAttack):
-    """An attack in which all malicious receivers send start + scale * direction.
+    """An attack in which all malicious receivers send start + scale * direction, the same or (with a direction for
+    each, (f, d)) each its own.
 
     Attributes:
         search: the scale that moves what the server makes of the round furthest from the mean of the honest deltas, as
@@ -67,7 +68,7 @@ class Directed(UpdateAttack):
 
     @abstractmethod
     def line(self, seen: Seen) -> tuple[Rows, Rows]:
-        """Start and direction, (d,) each."""
+        """Start (d,) and direction, (d,) or (f, d)."""
 
     @abstractmethod
     def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
@@ -77,7 +78,7 @@ class Directed(UpdateAttack):
         start, direction = self.line(seen)
 
         def sent(scale: float) -> Rows:
-            return np.repeat((start + scale * direction)[None], len(seen.own), axis=0)
+            return np.array(np.broadcast_to(start + scale * direction, seen.own.shape))
 
         if not self.search:
             return sent(self.own_scale(seen, start, direction))

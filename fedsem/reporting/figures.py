@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedsem.errors import FedsemError, closest
 from fedsem.reporting import (
+    backdoors,
     constellation,
     over_mask_ratio,
     over_psr,
@@ -99,6 +100,11 @@ def task_matrix(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
 def task_fronts(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """The same, two tasks at a time."""
     return tradeoffs.draw_fronts(table)
+
+
+def poisoned_training(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Success of triggers and clean figures, beside the unpoisoned twin."""
+    return backdoors.draw(table)
 
 
 def training(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
@@ -199,6 +205,13 @@ FIGURES: dict[str, FigureKind] = {
     "detection_vs_psr": _over("detection_vs_psr", "Detection under attack", PATCH_PSR_HINT),
     "segmentation_vs_psr": _over("segmentation_vs_psr", "Segmentation under attack", PATCH_PSR_HINT),
     "keypoints_vs_psr": _over("keypoints_vs_psr", "Keypoints under attack", PATCH_PSR_HINT),
+    "poisoned_training": FigureKind(
+        "Poisoned training",
+        "A backdoor succeeds by as much as the poisoned link sends more triggered examples to its goal than its twin "
+        "of the same seed; it goes unnoticed where the two agree without the trigger.",
+        lambda table, samples: backdoors.lacks(table),
+        poisoned_training,
+    ),
     "task_matrix": FigureKind(
         "What each link does at each task",
         "Along the diagonal links do what they were trained for; a pale row is a link that has learnt nothing for the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -58,6 +59,7 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         ("_vs_noise", "{} beyond noise"),
         ("_vs_random", "{} beyond random"),
         ("_vs_variance", "{} beyond variance"),
+        ("_vs_twin", "{} beyond unpoisoned"),
         ("_change", "Change of {}"),
     )
     for ending, words in endings:
@@ -203,6 +205,8 @@ def _setting(key: str, value: str) -> str:
     parts = key.split(".")
     if len(parts) == 1:  # settings that the scenario names: "trained for picture"
         return f"{plain(key)} {plain(value)}"
+    if key == "use.attacks":
+        return " + ".join(map(str, json.loads(value))) or "no attack"
     if parts[-1] == "channel_uses":
         return NC.format(value)
     if parts[0] == "channels" and (len(parts) == 2 or parts[2:] == ["kind"]):
