@@ -221,9 +221,9 @@ class Grid(Strict):
 
     Attributes:
         attacks: names from `attacks`, `none`, and `noise` of the same power.
-        snr_db: signal-to-noise ratios, before fading.
+        snr_db: signal-to-noise ratios, before fading; those of an eavesdropper too.
         sensing_snr_db: those of sensing tasks; default: snr_db.
-        psr_db: perturbation-to-signal ratios of the attacks.
+        psr_db: perturbation-to-signal ratios of the attacks that disturb the signal.
         mask_ratio: shares of the patches that are not sent, for an encoder that sends patches; default: its own.
         selection: what chooses the patches: score, random, uniform, variance, oracle, or `original`, where receivers
             see the images themselves; default: as the encoder says.
@@ -239,9 +239,7 @@ class Grid(Strict):
     )
 
     @model_validator(mode="after")
-    def _budget(self) -> Grid:
-        if any(name != "none" for name in self.attacks) and self.psr_db is None:
-            raise ValueError("attacks need 'psr_db', the list of perturbation-to-signal ratios in dB")
+    def _nothing_twice(self) -> Grid:
         for key in ("attacks", "snr_db", "sensing_snr_db", "psr_db", "mask_ratio", "selection"):
             if (twice := _twice(getattr(self, key) or [])) is not None:
                 raise ValueError(f"'{key}' lists {shown(twice)} twice")
@@ -365,6 +363,17 @@ class Scenario(Strict):
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
+            acting = [name for name in grid.attacks if name != "none"]
+            budgeted = [name for name in acting if name == "noise" or self.attacks[name].budgeted]
+            if budgeted and grid.psr_db is None:
+                raise WrongKey(
+                    f"evaluation.grids.{i}", "attacks need 'psr_db', the list of perturbation-to-signal ratios in dB"
+                )
+            if acting and not budgeted and grid.psr_db is not None:
+                raise WrongKey(
+                    f"evaluation.grids.{i}.psr_db",
+                    f"'{acting[0]}' disturbs nothing, and has no power to be measured; remove it",
+                )
         used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}
         self._check_sweep(used)
         for attack in self.use.attacks:

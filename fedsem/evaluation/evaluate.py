@@ -11,6 +11,7 @@ from typing import Any
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.baselines import reference_points
+from fedsem.evaluation.leakage import measure_leakage, steps, without_leakage
 from fedsem.evaluation.point import Point
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.samples import Samples
@@ -41,13 +42,14 @@ class Measurement:
 
 
 def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
-    """Measure a trained link at every point of every grid, clean, under noise, and under attack.
+    """Measure a trained link at every point of every grid, clean, under noise, and under attack, and what leaks.
 
     Clean figures, noise and attacks are scored over the same channel draws; perturbations are fitted on other draws.
     """
     modes = list(dict.fromkeys(mode for grid in link.plan.scenario.evaluation.grids for mode in _modes(link, grid)))
     whole = Measurement()
-    counter = _Counter(progress, sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link)))
+    disturbing = sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link))
+    counter = _Counter(progress, disturbing + steps(link.plan))
     for mode in modes or [Mode()]:
         grids = [grid for grid in _grids(link) if mode in _modes(link, grid)]
         part = _Evaluation(link.in_mode(mode), grids, counter).run()
@@ -57,6 +59,9 @@ def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
             point.noise = None if point.noise is None else first + point.noise
         whole.points += part.points
         whole.samples += part.samples
+    leaks, pictures = measure_leakage(link, whole.points, counter.step)
+    whole.points += leaks
+    whole.samples += pictures
     if link.plan.scenario.evaluation.baselines:
         whole.points += reference_points(link, Air(link), _grids(link))
     _compare_choices(whole.points)
@@ -64,7 +69,7 @@ def evaluate(link: TrainedLink, progress: Progress) -> Measurement:
 
 
 def _grids(link: TrainedLink) -> list[Grid]:
-    return link.plan.scenario.evaluation.grids
+    return [without_leakage(link.plan, grid) for grid in link.plan.scenario.evaluation.grids]
 
 
 def _modes(link: TrainedLink, grid: Grid) -> list[Mode]:

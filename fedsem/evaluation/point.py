@@ -39,6 +39,8 @@ class Point:
         clean: number of the clean point with the same channel draws.
         noise: number of the point with noise of the energy that this attack achieved.
         random, variance: number of the point whose patches are chosen at random, or by their variance, all else alike.
+        guess: number of the point of someone who has heard nothing.
+        receiver: number of the point of the receivers that the signal was meant for, at the same SNR.
     """
 
     columns: dict[str, Any]
@@ -47,9 +49,11 @@ class Point:
     noise: int | None = None
     random: int | None = None
     variance: int | None = None
+    guess: int | None = None
+    receiver: int | None = None
 
 
-LINKS = ("clean", "noise", "random", "variance")
+LINKS = ("clean", "noise", "random", "variance", "guess", "receiver")
 """Other points that a point is compared with."""
 
 
