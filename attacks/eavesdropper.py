@@ -33,14 +33,15 @@ def _name_or_plugin(value: Any) -> str | None:
     return "own" if isinstance(value, (Mapping, Options)) else None
 
 
-def _either(group: str) -> Any:
-    """A name from the scenario, or a plug-in of the adversary's own."""
-    return Annotated[
-        Annotated[Name, Tag("name")] | Annotated[Any, Plugin(group), Tag("own")],
-        Discriminator(
-            _name_or_plugin, "choice", f"should be the name of a {group} of the scenario, or a {group} with its 'kind'"
-        ),
-    ]
+def _choice(group: str) -> Discriminator:
+    return Discriminator(
+        _name_or_plugin, "choice", f"should be the name of a {group} of the scenario, or a {group} with its 'kind'"
+    )
+
+
+AnyChannel = Annotated[Annotated[Name, Tag("name")] | Annotated[Any, Plugin("channel"), Tag("own")], _choice("channel")]
+AnyTask = Annotated[Annotated[Name, Tag("name")] | Annotated[Any, Plugin("task"), Tag("own")], _choice("task")]
+"""A name from the scenario, or a plug-in of the adversary's own."""
 
 
 @register("attack", "eavesdropper")
@@ -49,10 +50,11 @@ class Eavesdropper(Leakage):
     wants to know: the picture (model inversion, as the inverse network of Chen, Yang, Shi and Chen, The Model Inversion
     Eavesdropping Attack in Semantic Communication Systems, 2023) or the class.
 
-    It knows the trained encoder and the statistics of its channel, and encodes images of its own (`data.reserve`), which
-    no receiver has: it needs no pair of a real transmission and its image. The encoder stays as it is. By default it
-    knows its SNR and has one decoder for each; the SNRs are those of the grids that name it, before fading, whatever
-    the receivers' are. Its gain, noise and channel estimate are drawn independently of theirs.
+    It knows the trained encoder and the statistics of its channel, and encodes images of its own (`data.reserve`),
+    which no receiver has: it needs no pair of a real transmission and its image. The encoder stays as it is. By default
+    it knows its SNR and has one decoder for each; the SNRs are those of the grids that name it, before fading, whatever
+    the receivers' are. Its gain, noise and channel estimate are drawn independently of theirs. Its amplifier brings
+    what it receives in training to a median magnitude of 1, so that a decoder learns at any SNR.
 
     Beside each metric the table has `<metric>_vs_guess` (minus what the mean of its own images, or their most common
     class, would have reached) and, where the receivers were measured at the same SNR at a task of the scenario,
@@ -68,8 +70,8 @@ class Eavesdropper(Leakage):
         train_snr_db: SNR in training, one decoder for all; null: a decoder for each SNR, trained there.
     """
 
-    channel: _either("channel")  # type: ignore[valid-type]
-    task: _either("task")  # type: ignore[valid-type]
+    channel: AnyChannel
+    task: AnyTask
     epochs: PositiveInt = 100
     batch: Many = 32
     lr: PositiveFloat = 2e-3
@@ -173,22 +175,19 @@ class Eavesdropper(Leakage):
         task, channel, symbols = self.wants(plan), self.hears(plan), plan.scenario.link.symbols
         with stream.child("decoder").fork():
             decoder = task.build(self.format(plan)).to(plan.device)
+        snr = _levels(snr_db, (1, len(own)), stream.child("gain", "snr")).to(plan.device)
+        air = channel.draw((1, len(own)), plan.channel_uses, symbols, stream.child("gain").torch(plan.device))
+        decoder = _Amplified(decoder, float(channel.apply(sent, air, snr, symbols).abs().median()))
         optimizer = torch.optim.Adam(decoder.parameters(), self.lr, fused=True)
         steps = self.epochs * -(-len(own) // self.batch)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        order, air = stream.child("order").torch(), stream.child("air").torch(plan.device)
-        levels = stream.child("snr").torch(plan.device)
+        order, noise = stream.child("order").torch(), stream.child("air").torch(plan.device)
         decoder.train()
-        for _ in range(self.epochs):
-            for chosen in torch.randperm(len(own), generator=order).to(plan.device).split(self.batch):
+        for epoch in range(self.epochs):
+            for step, chosen in enumerate(torch.randperm(len(own), generator=order).to(plan.device).split(self.batch)):
                 shape = (self.draws, len(chosen))
-                realisation = channel.draw(shape, plan.channel_uses, symbols, air)
-                snr: float | Tensor
-                if isinstance(snr_db, Uniform):
-                    low, high = snr_db.uniform
-                    snr = low + (high - low) * torch.rand(shape, device=plan.device, generator=levels)
-                else:
-                    snr = snr_db
+                realisation = channel.draw(shape, plan.channel_uses, symbols, noise)
+                snr = _levels(snr_db, shape, stream.child("snr", epoch, step)).to(plan.device)
                 received = channel.apply(sent[chosen], realisation, snr, symbols)
                 truth = task.truth(own.at(chosen), realisation)
                 optimizer.zero_grad(set_to_none=True)
@@ -228,6 +227,31 @@ class Eavesdropper(Leakage):
                 before = sums.get(metric)
                 sums[metric] = found if before is None else [a + b for a, b in zip(before, found, strict=True)]
         return {metric: Share(*found) for metric, found in sums.items()}, first
+
+
+class _Amplified(nn.Module):
+    """A decoder behind an amplifier of fixed gain.
+
+    Args:
+        decoder: of signals of about unit magnitude.
+        magnitude: of what comes in.
+    """
+
+    def __init__(self, decoder: nn.Module, magnitude: float) -> None:
+        super().__init__()
+        self.decoder, self.magnitude = decoder, magnitude
+
+    def forward(self, received: Tensor) -> Tensor:
+        decoded: Tensor = self.decoder(received / self.magnitude)
+        return decoded
+
+
+def _levels(snr_db: float | Uniform, shape: tuple[int, ...], stream: Stream) -> Tensor:
+    """The SNR of each reception."""
+    if isinstance(snr_db, Uniform):
+        low, high = snr_db.uniform
+        return low + (high - low) * torch.rand(shape, generator=stream.torch())
+    return torch.full(shape, snr_db)
 
 
 def _guess(task: Task, own: Examples, test: Examples) -> tuple[str, dict[str, Share]] | None:

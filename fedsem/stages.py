@@ -200,7 +200,8 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     key = json.dumps(decisive, sort_keys=True)
     job = Job(text, seed, store.stage("checkpoints", key, f"seed{seed}"))
     measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
-    both = json.dumps([key, *measured, data.test.fingerprint], sort_keys=True)
+    measured += [data.test.fingerprint, *([] if data.reserve is None else [data.reserve.fingerprint])]
+    both = json.dumps([key, *measured], sort_keys=True)
     return Unit(cell, label, plan, job, store.stage("stages", both, f"evaluate-{label}"))
 
 

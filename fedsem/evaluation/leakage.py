@@ -154,7 +154,7 @@ def _pictures(link: TrainedLink, name: str, picture: Picture, columns: dict[str,
     label = link.plan.dataset.classes[picture.label]
     return [
         {
-            **{key: value for key, value in columns.items() if key != "round"},
+            **columns,
             "seed": link.seed,
             "attack": name,
             "image": picture.image,

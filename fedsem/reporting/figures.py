@@ -10,6 +10,7 @@ import pandas as pd
 from fedsem.errors import FedsemError, closest
 from fedsem.reporting import (
     constellation,
+    leaks,
     over_mask_ratio,
     over_psr,
     over_snr,
@@ -121,6 +122,16 @@ def symbols(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     return constellation.draw(samples)
 
 
+def leakage_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Eavesdroppers over their SNR, beside the receivers over theirs."""
+    return leaks.draw(table)
+
+
+def leaked_pictures(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Private pictures and what leaked of them."""
+    return leaks.draw_pictures(samples)
+
+
 def _over(name: str, title: str, hint: str) -> FigureKind:
     """A figure of `METRICS` over what its name says."""
     kind, metrics = METRICS[name]
@@ -199,6 +210,19 @@ FIGURES: dict[str, FigureKind] = {
     "detection_vs_psr": _over("detection_vs_psr", "Detection under attack", PATCH_PSR_HINT),
     "segmentation_vs_psr": _over("segmentation_vs_psr", "Segmentation under attack", PATCH_PSR_HINT),
     "keypoints_vs_psr": _over("keypoints_vs_psr", "Keypoints under attack", PATCH_PSR_HINT),
+    "leakage_vs_snr": FigureKind(
+        "What an eavesdropper learns over its SNR",
+        "Where the eavesdropper's curve lies on the level of a guess, nothing leaks; read the receivers at their SNR "
+        "against the eavesdropper at its own.",
+        lambda table, samples: leaks.lacks(table),
+        leakage_vs_snr,
+    ),
+    "leaks": FigureKind(
+        "What leaks of pictures",
+        "A picture leaks where its own details appear, not only those that all pictures of its class share.",
+        lambda table, samples: leaks.lacks_pictures(samples),
+        leaked_pictures,
+    ),
     "task_matrix": FigureKind(
         "What each link does at each task",
         "Along the diagonal links do what they were trained for; a pale row is a link that has learnt nothing for the "

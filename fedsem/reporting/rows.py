@@ -129,8 +129,8 @@ def over_air(rows: pd.DataFrame, kind: Kind) -> pd.DataFrame:
 
 
 def attacks(table: pd.DataFrame) -> list[str]:
-    """Attacks of the run, without `none` and `noise`, in the order of the table."""
-    names = table.loc[table["attack"].notna(), "attack"].unique()
+    """Attacks of the run that disturb it, without `none` and `noise`, in the order of the table."""
+    names = table.loc[table["attack"].notna() & (table["stage"] != "leakage"), "attack"].unique()
     return [str(name) for name in names if name not in ("none", "noise")]
 
 

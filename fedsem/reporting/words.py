@@ -28,6 +28,8 @@ REFERENCES = {
     "matched_filter": "Matched filter (theory)",
     "pca": "Linear PCA coding, same channel",
     "mean_image": "Mean image",
+    "other_image": "Another image",
+    "majority_class": "Most common class",
     "chance": "Chance",
 }
 
@@ -58,6 +60,8 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         ("_vs_noise", "{} beyond noise"),
         ("_vs_random", "{} beyond random"),
         ("_vs_variance", "{} beyond variance"),
+        ("_vs_guess", "{} beyond a guess"),
+        ("_vs_receiver", "{} beyond the receivers"),
         ("_change", "Change of {}"),
     )
     for ending, words in endings:
