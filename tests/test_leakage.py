@@ -34,7 +34,7 @@ from fedsem.hooks.leakage import Leak
 from fedsem.models.encoder import FixedLength, ImageFormat
 from fedsem.plan import Plan
 from fedsem.registry import register
-from fedsem.reporting import figures, table
+from fedsem.reporting import figures, summary, table, words
 from fedsem.reporting.sample_table import read_samples, write_samples
 from fedsem.scenario import check_scenario
 from fedsem.streams import Stream
@@ -253,8 +253,9 @@ def test_inversion_finds_what_a_dense_first_layer_leaks() -> None:
     found, distance = options.invert(step, update, label, Stream(3))
     assert distance < 0.05
     assert float(torch.cosine_similarity(found.flatten(1), image.flatten(1))) > 0.97
-    mean = plan.train_examples.images.float().mean(0).unsqueeze(0)
-    assert float(torch.cosine_similarity(mean.flatten(1), image.flatten(1))) < 0.9
+    # Of all training images it is this one's.
+    everything = plan.train_examples.images.flatten(1).float()
+    assert int(torch.cosine_similarity(found.flatten(1), everything).argmax()) == 5
     again, _ = options.invert(step, update, label, Stream(3))
     assert torch.equal(found, again)
     assert not torch.equal(found, options.invert(step, update, label, Stream(4))[0])
@@ -406,6 +407,13 @@ def test_leaks_stand_in_the_table_beside_guesses_and_receivers(measured: Any, tm
     assert set(kept.loc[kept["kind"] == "leaked", "attack"]) == {"viewer", "server"}
     for name in figures.available(whole, kept):
         figures.draw(name, whole, kept)
+    printed = {grid.title: grid for grid in summary.leaks(whole)}
+    shown = printed["job: Accuracy (%)"]
+    assert shown.columns == ["0\u00a0dB", "5\u00a0dB", "10\u00a0dB"]
+    (line,) = (cells for label, cells in shown.rows if label == "reader")
+    at_10 = reader[reader["snr_db"] == 10]
+    assert line[2].value == words.number(100 * float(at_10.loc["accuracy", "value"]), 1)
+    assert next(label for label, _ in printed["Pictures out of updates"].rows) == "server, untrained model"
     assert {"leakage_vs_snr", "leaks", "accuracy_vs_psr"} <= set(figures.available(whole, kept))
 
 

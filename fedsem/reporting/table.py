@@ -71,6 +71,9 @@ COLUMNS: dict[str, str] = {
 Of an encoder that sends patches: `kept` patches arrive on average, `bits` and `latency_s` are means of what was sent,
 `nominal_latency_s` is that of [S0], Table I, `outage` the share of images that do not arrive.
 
+`stage` is `federate`, `evaluate`, `reference` or, of attacks on privacy, `leakage`: there `decoder` tells what the
+adversary made from the guess of someone who has seen nothing, and `snr_db` is the adversary's own.
+
 `cell` holds the settings of the scenario's `sweep`, such as ``link.encoder.channel_uses=20; channels.down=rayleigh``;
 it is empty without a sweep. `seed` is NA for a figure pooled over all seeds. `train_snr_db` is text, since a range is
 no number: ``10`` or ``0 to 20``.

@@ -99,6 +99,8 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         return Quantity("MSE (pixels from 0 to 255)", "MSE of 0 to 255", 1, 1, "", False)
     if metric == "psnr_db":
         return Quantity("PSNR (dB)", "PSNR", 1, 2, "dB", False)
+    if metric == "gradient_distance":
+        return Quantity("1 − cosine of the gradients", "1 − cosine of the gradients", 1, 4, "", False)
     if metric in ("ssim", "lpips"):
         return Quantity(metric.upper(), metric.upper(), 1, 3, "", False)
     return Quantity(plain(metric), plain(metric), 1, 3, "", False)
