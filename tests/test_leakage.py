@@ -120,8 +120,8 @@ def test_an_eavesdropper_hears_nothing_below_the_noise_and_as_much_as_receivers_
     assert value(seen["eavesdropper", -60.0].metrics["psnr_db"]) == pytest.approx(mean, abs=0.2)
     legitimate = tally(meant["picture"], "psnr_db")
     there = legitimate.numerator.sum() / legitimate.denominator.sum()
-    assert there - 0.5 < value(seen["eavesdropper", 10.0].metrics["psnr_db"])
-    assert there > mean + 1
+    assert abs(there - value(seen["eavesdropper", 10.0].metrics["psnr_db"])) < 0.8
+    assert there > mean + 3
 
 
 def test_the_guess_is_the_mean_of_its_images_and_their_most_common_class(exposed: TrainedLink) -> None:
@@ -131,7 +131,7 @@ def test_the_guess_is_the_mean_of_its_images_and_their_most_common_class(exposed
     mean = own.images.mean(0) / 255
     assert value(seen) == pytest.approx(np.square(test.images / 255 - mean).mean(), rel=1e-5)
     read = eavesdrop(exposed, [], task={"kind": "classification"})["majority_class", None].metrics["accuracy"]
-    assert value(read) == np.mean(test.labels == np.bincount(own.labels).argmax())
+    assert value(read) == pytest.approx(np.mean(test.labels == np.bincount(own.labels).argmax()))
 
 
 def test_what_an_eavesdropper_learns_does_not_depend_on_the_test_images(
