@@ -192,7 +192,7 @@ def test_the_base_is_valid() -> None:
         ("federation.aggregator", "fedprx", "'federation.aggregator': unknown aggregator 'fedprx'. Did you mean"),
         ("defenses.d", "nobody", "'defenses.d': unknown defense 'nobody'. Known: "),
         ("data", {}, "'data': needs a 'kind'. Known: cifar10, coco"),
-        ("attacks.fgsm", {"norm": "l2"}, "'attacks.fgsm': needs a 'kind'. Known: fgsm"),
+        ("attacks.fgsm", {"norm": "l2"}, "'attacks.fgsm': needs a 'kind'. Known: alie"),
         ("data", ["digits"], "'data': should be a mapping with a 'kind', or the name of one dataset, not ['digits']."),
         ("data.kind", 3, "'data': 'kind' should be the name of one dataset, not 3."),
         ("data.partition", {"kind": "dirichlet", "alpha": "a"}, "'data.partition.alpha': should be a number, not 'a'."),
