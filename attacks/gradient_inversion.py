@@ -151,7 +151,9 @@ class GradientInversion(Leakage):
     def measure(self, link: Exposed, stream: Stream) -> Iterator[Leak]:
         plan = link.plan
         stepping = single_step(plan, self.batch)
-        victims, batches = self.victims(plan), self._batches(plan, link.seed, stream.child("images"))
+        # Not named by the attack: several of them look for the same images.
+        images = Stream(link.seed).child("evaluate", "leakage", "images")
+        victims, batches = self.victims(plan), self._batches(plan, link.seed, images)
         columns = {
             "task": "+".join(branch.task for branch in plan.trained_branches(victims[0])),
             "receiver": victims[0].group,

@@ -19,7 +19,7 @@ from fedsem.reporting.words import quantity
 
 METRICS = ("accuracy", "psnr_db", "ssim")
 MOST_CELLS = 4
-MOST_ROWS = 8
+MOST_ROWS = 3
 MOST_COLUMNS = 6
 TILE = 0.98
 """Inches of a picture with the space around it."""
@@ -122,42 +122,61 @@ class _Point:
         return here if self.round is None else here[here["round"] == self.round]
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """A picture with its heading, which may be empty."""
+
+    title: str
+    values: np.ndarray
+
+
 def draw_pictures(samples: pd.DataFrame) -> Drawing:
-    """For each adversary and image a row: the private picture, and what the adversary made of it, point by point."""
+    """For each adversary the private pictures and what it made of them: a row for each picture, or, where it made
+    fewer of each than there are, a column."""
     mine = samples[samples["kind"].isin(("private", "leaked"))]
     first = mine.iloc[0]
     same = mine["cell"].isna() if pd.isna(first["cell"]) else mine["cell"] == first["cell"]
     mine = mine[same & (mine["seed"] == first["seed"])]
-    points = {str(attack): _points(str(attack), rows) for (attack,), rows in groups(mine, ["attack"])}
-    most = max(1, MOST_ROWS // len(points))
-    lines = [
-        (attack, image, found)
-        for attack, found in points.items()
-        for image in list(dict.fromkeys(mine.loc[mine["attack"] == attack, "image"]))[:most]
-    ]
-    columns = 1 + max(map(len, points.values()))
+    lines = [line for (attack,), rows in groups(mine, ["attack"]) for line in _block(str(attack), rows)]
+    columns, titled = max(map(len, lines)), sum(any(tile.title for tile in line) for line in lines)
     with house_style():
         figure = Drawing(figsize=(max(TILE * columns, 3.5), 1))
         grid = figure.subplots(len(lines), columns, squeeze=False)
-        for i, (attack, image, found) in enumerate(lines):
-            for axes in grid[i]:
+        for i, line in enumerate(lines):
+            for axes, tile in zip(grid[i], [*line, *[None] * (columns - len(line))], strict=True):
                 axes.set_axis_off()
-            begins = i == 0 or lines[i - 1][0] != attack
-            here = mine[mine["image"] == image]
-            headings = [f"{words.attack_name(attack)}:\nprivate", *(point.title() for point in found)]
-            kinds = ["private", *["leaked"] * len(found)]
-            for j, (heading, kind, point) in enumerate(zip(headings, kinds, [found[0], *found], strict=True)):
-                if begins:
-                    title = "\n".join(wrap(figure, line, TILE - 0.08, 7) for line in heading.split("\n"))
-                    grid[i, j].set_title(title, size=7, loc="center")
-                rows = point.of(here)
-                _tile(grid[i, j], rows.loc[rows["kind"] == kind, "values"].iloc[0])
+                if tile is not None:
+                    title = "\n".join(wrap(figure, text, TILE - 0.08, 7) for text in tile.title.split("\n"))
+                    axes.set_title(title, size=7, loc="center")
+                    _draw(axes, tile.values)
         caption = f"Of an eavesdropper one channel draw at its own SNR. Seed {int(first['seed'])}."
         if pd.notna(first["cell"]) and first["cell"]:
             caption += f" Of the sweep: {words.cell(str(first['cell']))}."
-        finish(figure, {}, caption, len(lines) * TILE + 0.3 * len(points))
+        finish(figure, {}, caption, len(lines) * TILE + 0.3 * titled)
         settle(figure)
     return figure
+
+
+def _block(attack: str, rows: pd.DataFrame) -> list[list[_Tile]]:
+    """Lines of pictures of one adversary."""
+    points = _points(attack, rows)
+    images = list(dict.fromkeys(rows["image"]))
+    kinds = [(f"{words.attack_name(attack)}:\nprivate", "private", points[0])]
+    kinds += [(point.title(), "leaked", point) for point in points]
+
+    def tile(title: str, kind: str, point: _Point, image: int) -> _Tile:
+        found = point.of(rows[(rows["image"] == image) & (rows["kind"] == kind)])
+        return _Tile(title, found["values"].iloc[0])
+
+    if len(kinds) <= len(images):
+        return [
+            [tile(title if i == 0 else "", kind, point, image) for i, image in enumerate(images[: MOST_COLUMNS + 1])]
+            for title, kind, point in kinds
+        ]
+    return [
+        [tile(title if i == 0 else "", kind, point, image) for title, kind, point in kinds]
+        for i, image in enumerate(images[:MOST_ROWS])
+    ]
 
 
 def _points(attack: str, rows: pd.DataFrame) -> list[_Point]:
@@ -169,6 +188,6 @@ def _points(attack: str, rows: pd.DataFrame) -> list[_Point]:
     return spread(sorted(found, key=lambda one: (one.snr_db or 0.0, one.round or 0)), MOST_COLUMNS)
 
 
-def _tile(axes: Axes, values: np.ndarray) -> None:
+def _draw(axes: Axes, values: np.ndarray) -> None:
     picture = np.clip(np.moveaxis(values, 0, -1), 0, 1)
     axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
