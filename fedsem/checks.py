@@ -8,6 +8,7 @@ import torch
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.evasion import Evasion
+from fedsem.hooks.leakage import Leakage
 from fedsem.hooks.poison import Backdoor
 from fedsem.hooks.update import UpdateAttack
 from fedsem.models.mae_encoder import MaeOptions
@@ -163,7 +164,8 @@ def _check_patches(plan: Plan) -> None:
                 f"{where}.selection': 'original' shows receivers the images themselves, which no attack on the link "
                 "and no radar meets; give it a grid of its own, without attacks and sensing tasks."
             )
-        disturbs = [name for name in attacks if name != "noise" and "air" in scenario.attacks[name].sites]
+        evasions = {name: attack for name, attack in scenario.attacks.items() if isinstance(attack, Evasion)}
+        disturbs = [name for name in attacks if name in evasions and "air" in evasions[name].sites]
         if encoder.digital and disturbs:
             raise ScenarioError(
                 f"In the scenario, 'attacks.{disturbs[0]}.sites': a digital transmission has no waveform that could be "
@@ -210,7 +212,8 @@ def _check_use(scenario: Scenario) -> None:
         )
     for i, grid in enumerate(scenario.evaluation.grids):
         for name in grid.attacks:
-            if name in scenario.attacks and not isinstance(scenario.attacks[name], (Evasion, Backdoor)):
+            measured = (Evasion, Backdoor, Leakage)
+            if name in scenario.attacks and not isinstance(scenario.attacks[name], measured):
                 raise ScenarioError(
                     f"In the scenario, 'evaluation.grids.{i}.attacks': '{name}' acts in training; name it in "
                     "'use.attacks'."

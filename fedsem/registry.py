@@ -35,11 +35,13 @@ class Options(Strict):
     Attributes:
         evaluation_only: names of options of encoders and tasks that training does not read: scenarios that differ in
             these alone share a training.
+        budgeted: of attacks: whether grids that name them need `psr_db`.
     """
 
     kind: ClassVar[str]
     group: ClassVar[str]
     evaluation_only: ClassVar[frozenset[str]] = frozenset()
+    budgeted: ClassVar[bool] = True
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:

@@ -223,9 +223,9 @@ class Grid(Strict):
         attacks: names from `attacks`, `none`, and `noise` of the same power. Of a backdoor the trigger is measured,
             which has a power of its own, in cells whose training used it or no poison at all.
         tasks: what is scored, names from `tasks`; default: all of them.
-        snr_db: signal-to-noise ratios, before fading.
+        snr_db: signal-to-noise ratios, before fading; those of an eavesdropper too.
         sensing_snr_db: those of sensing tasks; default: snr_db.
-        psr_db: perturbation-to-signal ratios of the attacks; backdoors need none.
+        psr_db: perturbation-to-signal ratios of the attacks that disturb a trained link; backdoors need none.
         mask_ratio: shares of the patches that are not sent, for an encoder that sends patches; default: its own.
         selection: what chooses the patches: score, random, uniform, variance, oracle, or `original`, where receivers
             see the images themselves; default: as the encoder says.
@@ -366,15 +366,18 @@ class Scenario(Strict):
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
-                # What acts in training has a power of its own, if any.
-                budgeted = attack != "none" and getattr(self.attacks.get(attack), "needs_psr", True)
-                if budgeted and grid.psr_db is None:
-                    raise WrongKey(
-                        f"evaluation.grids.{i}",
-                        "attacks need 'psr_db', the list of perturbation-to-signal ratios in dB",
-                    )
             for task in grid.tasks or ():
                 _known(f"evaluation.grids.{i}.tasks", "task", task, self.tasks)
+            acting = [name for name in grid.attacks if name != "none"]
+            budgeted = [name for name in acting if name == "noise" or self.attacks[name].budgeted]
+            if budgeted and grid.psr_db is None:
+                raise WrongKey(
+                    f"evaluation.grids.{i}", "attacks need 'psr_db', the list of perturbation-to-signal ratios in dB"
+                )
+            if acting and not budgeted and grid.psr_db is not None:
+                raise WrongKey(
+                    f"evaluation.grids.{i}.psr_db", f"'{acting[0]}' has no power that could be chosen; remove it"
+                )
         used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}
         self._check_sweep(used)
         for attack in self.use.attacks:

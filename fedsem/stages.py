@@ -215,7 +215,9 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     key, job = _training(store, plan, seed, f"seed{seed}")
     content = json.loads(job.text)
     measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
-    both = json.dumps([key, *measured, plan.dataset.test.fingerprint], sort_keys=True)
+    data = plan.dataset
+    measured += [data.test.fingerprint, *([] if data.reserve is None else [data.reserve.fingerprint])]
+    both = json.dumps([key, *measured], sort_keys=True)
     evaluation = store.stage("stages", both, f"evaluate-{label}")
     twin = _training(store, without_attack(plan), seed, f"seed{seed}")[1] if has_twin(plan) else None
     surrogates = {}

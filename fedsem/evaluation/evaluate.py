@@ -15,6 +15,7 @@ from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.backdoor import Triggers, triggers_of, without_triggers
 from fedsem.evaluation.baselines import reference_points
+from fedsem.evaluation.leakage import measure_leakage, steps, without_leakage
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.samples import Samples
@@ -50,8 +51,8 @@ def evaluate(
     twin: TrainedLink | None = None,
     surrogates: Mapping[str, TrainedLink] | None = None,
 ) -> Measurement:
-    """Measure a trained link at every point of every grid, clean, under noise, and under attack; with a twin, that was
-    trained without attack, also the triggers of backdoors, on both.
+    """Measure a trained link at every point of every grid, clean, under noise, and under attack, and what leaks; with a
+    twin, that was trained without attack, also the triggers of backdoors, on both.
 
     Clean figures, noise and attacks are scored over the same channel draws; perturbations are fitted on other draws.
 
@@ -62,7 +63,7 @@ def evaluate(
     """
     modes = list(dict.fromkeys(mode for grid in link.plan.scenario.evaluation.grids for mode in _modes(link, grid)))
     whole = Measurement()
-    total = sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link))
+    total = sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link)) + steps(link.plan)
     triggers = [] if twin is None else triggers_of(link.plan)
     counter = _Counter(progress, total + len(triggers) * max(1, len(modes)))
     for mode in modes or [Mode()]:
@@ -78,6 +79,9 @@ def evaluate(
             point.twin = None if point.twin is None else first + point.twin
         whole.points += part.points
         whole.samples += part.samples
+    leaks, pictures = measure_leakage(link, whole.points, counter.step)
+    whole.points += leaks
+    whole.samples += pictures
     if link.plan.scenario.evaluation.baselines:
         whole.points += reference_points(link, Air(link), _grids(link))
     _compare_choices(whole.points)
@@ -85,7 +89,8 @@ def evaluate(
 
 
 def _grids(link: TrainedLink) -> list[Grid]:
-    return [without_triggers(link.plan, grid) for grid in link.plan.scenario.evaluation.grids]
+    plan = link.plan
+    return [without_leakage(plan, without_triggers(plan, grid)) for grid in plan.scenario.evaluation.grids]
 
 
 def _modes(link: TrainedLink, grid: Grid) -> list[Mode]:

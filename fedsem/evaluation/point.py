@@ -40,6 +40,8 @@ class Point:
         noise: number of the point with noise of the energy that this attack achieved.
         twin: number of the same point of the model that was trained with the same seed and no attack.
         random, variance: number of the point whose patches are chosen at random, or by their variance, all else alike.
+        guess: number of the point of someone who has heard nothing.
+        receiver: number of the point of the receivers that the signal was meant for, at the same SNR.
     """
 
     columns: dict[str, Any]
@@ -49,9 +51,11 @@ class Point:
     random: int | None = None
     variance: int | None = None
     twin: int | None = None
+    guess: int | None = None
+    receiver: int | None = None
 
 
-LINKS = ("clean", "noise", "random", "variance", "twin")
+LINKS = ("clean", "noise", "random", "variance", "twin", "guess", "receiver")
 """Other points that a point is compared with."""
 
 

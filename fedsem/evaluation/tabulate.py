@@ -19,7 +19,15 @@ VARYING = (ACHIEVED, *AIRTIME)
 """Columns of a point that may differ from seed to seed."""
 
 
-COMPARED = {"change": "clean", "vs_noise": "noise", "vs_random": "random", "vs_variance": "variance", "vs_twin": "twin"}
+COMPARED = {
+    "change": "clean",
+    "vs_noise": "noise",
+    "vs_random": "random",
+    "vs_variance": "variance",
+    "vs_twin": "twin",
+    "vs_guess": "guess",
+    "vs_receiver": "receiver",
+}
 """Ending of a paired difference's name -> the link of a point to the one it is compared with."""
 
 
@@ -30,6 +38,8 @@ def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[di
     of the energy that the attack achieved), and beside what chosen patches give `<metric>_vs_random` and
     `<metric>_vs_variance` (minus what another choice gives), and where training was poisoned `<metric>_vs_twin` (minus
     what the same link gives that was trained with the same seed and no attack), paired over images, channel draws and
+    seeds. Beside what leaks stand `<metric>_vs_guess` (minus what someone says who has heard nothing) and
+    `<metric>_vs_receiver` (minus what the receivers themselves make of it at the same SNR), paired over images and
     seeds.
     `psr_achieved_db` is the mean PSR over images, and over seeds where they are together, in dB; of an attack at two
     sites, of the larger.

@@ -24,7 +24,7 @@ class TrainingAttack(Options):
         last_round: the last round in which they attack; afterwards they train as the others do. None: to the end.
     """
 
-    needs_psr: ClassVar[bool] = False
+    budgeted: ClassVar[bool] = False
     """Whether a grid that names it must list PSRs: an attack in training has its own power, if any."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -11,6 +11,7 @@ from fedsem.errors import FedsemError, closest
 from fedsem.reporting import (
     backdoors,
     constellation,
+    leaks,
     over_mask_ratio,
     over_psr,
     over_snr,
@@ -127,6 +128,16 @@ def symbols(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     return constellation.draw(samples)
 
 
+def leakage_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Eavesdroppers over their SNR, beside the receivers over theirs."""
+    return leaks.draw(table)
+
+
+def leaked_pictures(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """Private pictures and what leaked of them."""
+    return leaks.draw_pictures(samples)
+
+
 def _over(name: str, title: str, hint: str) -> FigureKind:
     """A figure of `METRICS` over what its name says."""
     kind, metrics = METRICS[name]
@@ -211,6 +222,19 @@ FIGURES: dict[str, FigureKind] = {
         "of the same seed; it goes unnoticed where the two agree without the trigger.",
         lambda table, samples: backdoors.lacks(table),
         poisoned_training,
+    ),
+    "leakage_vs_snr": FigureKind(
+        "What an eavesdropper learns over its SNR",
+        "Where the eavesdropper's curve lies on the level of a guess, nothing leaks; read the receivers at their SNR "
+        "against the eavesdropper at its own.",
+        lambda table, samples: leaks.lacks(table),
+        leakage_vs_snr,
+    ),
+    "leaks": FigureKind(
+        "What leaks of pictures",
+        "A picture leaks where its own details appear, not only those that all pictures of its class share.",
+        lambda table, samples: leaks.lacks_pictures(samples),
+        leaked_pictures,
     ),
     "task_matrix": FigureKind(
         "What each link does at each task",

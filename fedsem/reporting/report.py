@@ -26,7 +26,7 @@ from fedsem.reporting.page import (
     tiles,
 )
 from fedsem.reporting.style import encode
-from fedsem.reporting.summary import Grid, clean, federation, headlines, under_attack
+from fedsem.reporting.summary import Grid, clean, federation, headlines, leaks, under_attack
 
 if TYPE_CHECKING:
     from fedsem.reporting.results import Results
@@ -91,6 +91,7 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
             _grids(clean(table)),
         ),
         section("attacks", "Results under attack", _grids(under_attack(table))),
+        section("leaks", "What leaks", _grids(leaks(table))),
         section("figures", "Figures", _figures(drawn)),
         section("federation", "Federation", _federation(results)),
         section("reproduce", "How to reproduce", _reproduce(results)),
@@ -105,6 +106,7 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
         ("run", "What was run"),
         ("results", "Results"),
         ("attacks", "Under attack"),
+        ("leaks", "What leaks"),
         ("figures", "Figures"),
         ("federation", "Federation"),
         ("reproduce", "Reproduce"),

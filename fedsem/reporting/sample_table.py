@@ -22,6 +22,7 @@ SAMPLE_COLUMNS: dict[str, str] = {
     "image": "int64",
     "label": "string",
     "kind": "string",
+    "round": "int64",
     "receiver": "string",
     "task": "string",
     "attack": "string",
@@ -41,7 +42,8 @@ or `received` (nc real numbers; with `symbols` = `complex`, pairs divided by sqr
 decoder said of the image: a class name, or whether a target is there. Of a transmitter of patches, `kept` is what
 arrived of the image (NaN elsewhere) or, where all of it was sent, `scene` the image; `painted` what the receiver
 painted; all at most 112 pixels wide; and `boxes` what a detector found in it: (boxes, 6) with corners in shares of the
-picture's side, score and category.
+picture's side, score and category. Of an attack on privacy, `private` is the picture and `leaked` what the adversary
+made of it; `round` tells updates before the first round, 0, from those after the last.
 """
 
 

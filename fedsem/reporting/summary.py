@@ -27,7 +27,7 @@ from fedsem.reporting.rows import (
     with_words,
 )
 from fedsem.reporting.strokes import Links
-from fedsem.reporting.words import Kind, quantity
+from fedsem.reporting.words import REFERENCES, Kind, quantity
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy",),
@@ -155,6 +155,51 @@ def under_attack(table: pd.DataFrame) -> list[Grid]:
                 if here[other].notna().any():
                     snrs += f" · {words.snr(float(here[other].dropna().iloc[0]), kind != 'sensing')}"
                 grids.append(_attack_grid(task, kind, here, calm, attackers, links.label(family), snrs))
+    return grids
+
+
+LEAKED = ("accuracy", "psnr_db", "ssim")
+
+
+def leaks(table: pd.DataFrame) -> list[Grid]:
+    """For each task and metric a grid of eavesdroppers over their SNR, and one of pictures out of updates, each with
+    what someone would have said who has seen nothing."""
+    rows = with_words(pooled(table, "leakage"))
+    guesses = set(REFERENCES) & set(rows["decoder"].dropna())
+    heard = rows[rows["snr_db"].notna()]
+    grids = []
+    for (task, cell), family in groups(heard.assign(cell=heard["cell"].fillna("")), ["task", "cell"]):
+        for metric in (metric for metric in LEAKED if (family["metric"] == metric).any()):
+            mine = family[family["metric"] == metric]
+            at = spread([float(value) for value in sorted(mine["snr_db"].unique())], MOST_COLUMNS)
+            lines = [
+                (words.attack_name(str(attack)), _line(one, "snr_db", at, metric, "classification"))
+                for (attack,), one in groups(mine, ["attack"])
+            ]
+            beside = rows[rows["decoder"].isin(guesses) & rows["attack"].isin(mine["attack"])]
+            beside = beside[(beside["metric"] == metric) & (beside["cell"].fillna("") == cell)]
+            noted = [
+                f"{REFERENCES[str(row['decoder'])]}: {found.value} {found.interval}."
+                for row in beside.drop_duplicates("decoder").to_dict("records")
+                for found in [_cell(row, metric, "classification")]
+            ]
+            title = " · ".join(part for part in (words.plain(str(task)), words.cell(str(cell))) if part)
+            title += f": {quantity(metric).label}"
+            grids.append(Grid(title, "Its SNR", [words.decibel(snr) for snr in at], lines, " ".join(noted)))
+    looked = rows[rows["attack"].isin(rows.loc[rows["metric"] == "gradient_distance", "attack"])]
+    for (cell,), family in groups(looked.assign(cell=looked["cell"].fillna("")), ["cell"]):
+        metrics = [metric for metric in ("psnr_db", "ssim", "gradient_distance") if (family["metric"] == metric).any()]
+        lines, quiet = [], set()
+        for (attack, decoder, number), one in groups(family, ["attack", "decoder", "round"]):
+            moment = "untrained model" if number == 0 else "trained model"
+            what = REFERENCES[str(decoder)].lower() if decoder in guesses else moment
+            label = f"{words.attack_name(str(attack))}, {what}"
+            found = {row["metric"]: row for row in one.to_dict("records")}
+            lines.append((label, [_cell(found[m], m, "reconstruction") if m in found else Cell() for m in metrics]))
+            if decoder in guesses:
+                quiet.add(label)
+        title = " · ".join(part for part in ("Pictures out of updates", words.cell(str(cell))) if part)
+        grids.append(Grid(title, "Attack", [quantity(metric).label for metric in metrics], lines, "", quiet))
     return grids
 
 

@@ -29,6 +29,8 @@ REFERENCES = {
     "matched_filter": "Matched filter (theory)",
     "pca": "Linear PCA coding, same channel",
     "mean_image": "Mean image",
+    "other_image": "Another image",
+    "majority_class": "Most common class",
     "chance": "Chance",
 }
 
@@ -60,6 +62,8 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         ("_vs_random", "{} beyond random"),
         ("_vs_variance", "{} beyond variance"),
         ("_vs_twin", "{} beyond unpoisoned"),
+        ("_vs_guess", "{} beyond a guess"),
+        ("_vs_receiver", "{} beyond the receivers"),
         ("_change", "Change of {}"),
     )
     for ending, words in endings:
@@ -97,6 +101,8 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         return Quantity("MSE (pixels from 0 to 255)", "MSE of 0 to 255", 1, 1, "", False)
     if metric == "psnr_db":
         return Quantity("PSNR (dB)", "PSNR", 1, 2, "dB", False)
+    if metric == "gradient_distance":
+        return Quantity("1 − cosine of the gradients", "1 − cosine of the gradients", 1, 4, "", False)
     if metric in ("ssim", "lpips"):
         return Quantity(metric.upper(), metric.upper(), 1, 3, "", False)
     return Quantity(plain(metric), plain(metric), 1, 3, "", False)
