@@ -53,6 +53,7 @@ ATTACKS: list[dict[str, Any]] = [
     {"kind": "pgd", "steps": 2, "random_start": True},
     {"kind": "pgd", "steps": 1, "step_size": 3.0},
     {"kind": "noise"},
+    {"kind": "square", "queries": 9, "redraw": 4},
 ]
 KIND_OF_SITES = st.sampled_from([["input"], ["air"], ["input", "air"]])
 DRAWN = {
@@ -79,7 +80,7 @@ def problem(image: str, gradient: str, psr_db: float, seed: int, sites: list[str
         return {name: GRADIENTS[gradient](g, clean[name]) for name in sites}
 
     labels = torch.zeros(EXAMPLES, dtype=torch.long)
-    return ToyProblem(lambda signals, index: signals["input"].flatten(1), states, 10 ** (psr_db / 10), labels, forced)
+    return ToyProblem(lambda signals, index: signals[sites[0]].flatten(1), states, 10 ** (psr_db / 10), labels, forced)
 
 
 def assert_within(delta: Tensor, state: SiteState, psr: float | Tensor, norm: str) -> None:
