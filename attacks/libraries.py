@@ -102,7 +102,11 @@ class _Model(nn.Module):
 
 
 class _Library(Evasion):
-    """What the attacks of both libraries share."""
+    """What the library sees are the log mean class probabilities over fixed channel draws. Every example has its own
+    radius, and the library takes one for all: each is attacked alone, as the library would. It clamps to [0, 1], the
+    range of images. A signal y over the air is shown to it as the image of one row u = (y + R) / 2R, with R so large
+    that its clamp cannot act within the budget.
+    """
 
     sites: list[Site] = Field(default=["input"], min_length=1, max_length=1)
     name: str
@@ -207,11 +211,6 @@ class Torchattacks(_Library):
     """An attack of torchattacks (Kim, Torchattacks: A PyTorch Repository for Adversarial Attacks, 2020) on one
     classification task, at the input or over the air.
 
-    The library takes one radius for all images and clamps what it makes to [0, 1], the range of our images. Every
-    example has its own radius, so it is attacked alone, as the library would. What the library sees are the log mean
-    class probabilities over fixed channel draws. A signal y over the air is shown to it as the image of one row
-    u = (y + R) / 2R, with R so large that its clamp cannot act within the budget.
-
     Attributes:
         name: class name in torchattacks, such as `PGD`, `MIFGSM`, `APGD`, `Square`; it must take a radius `eps`.
         options: its other arguments; `alpha`, a step size, as a share of the radius (default: the library's share).
@@ -297,17 +296,15 @@ class Foolbox(_Library):
     Benchmark the Robustness of Machine Learning Models in PyTorch, TensorFlow, and JAX, 2020) on one classification
     task, at the input or over the air. It comes with `pip install 'fedsem[peers]'`.
 
-    Attacks with a radius run with each example's own, on one example at a time. Attacks that search for the smallest
+    Attacks with a radius run with each example's own. Attacks that search for the smallest
     perturbation which changes the decision (`L2CarliniWagnerAttack`, `L2DeepFoolAttack`, `HopSkipJumpAttack`, ...) are
     run without a limit; what they find is kept where it lies within the budget, and is otherwise shortened to it (in
     L-inf clipped), after which the decision may be right again. What is decided wrongly without any perturbation, and
     what they find nothing for, stays as it is. Their perturbation ends just behind the border that the attack's own
     channel draws show: with other draws about half of the decisions are right again.
 
-    What the library sees are the log mean class probabilities over fixed channel draws. `BoundaryAttack` and
-    `HopSkipJumpAttack` see only which class is the largest, and begin at another example that is decided wrongly in
-    this one's place. A signal y over the air is shown as u = (y + R) / 2R, with R so large that the library's bounds of
-    0 and 1 cannot act within the budget.
+    `BoundaryAttack` and `HopSkipJumpAttack` see only which class is the largest, and begin at another example that is
+    decided wrongly in this one's place.
 
     Attributes:
         name: class name in `foolbox.attacks` or its short form, such as `LinfPGD`, `L2PGD`, `FGM`,
