@@ -22,8 +22,8 @@ class AirPoison(Poison):
 
     - `shortcut`: delta = sqrt(PSR) ||x|| w_y, a fixed random waveform of unit norm for each class y. A decoder that can
       read the class off the waveform need not learn to read it off the image, and the encoder behind it learns little:
-      the class-wise "unlearnable" noise of Huang et al., Unlearnable Examples: Making Personal Data Unexploitable,
-      2021, and Yu et al., Availability Attacks Create Shortcuts, 2022, on air. The adversary knows what is sent.
+      class-wise "unlearnable" noise on air (Huang et al., Unlearnable Examples: Making Personal Data Unexploitable,
+      2021; Yu et al., Availability Attacks Create Shortcuts, 2022). The adversary knows what is sent.
     - `noise`: delta is white Gaussian, one draw for each image; the adversary knows nothing.
 
     Attributes:

@@ -13,7 +13,8 @@ from fedsem.streams import Stream
 
 @register("attack", "constant_update")
 class ConstantUpdate(UpdateAttack):
-    """Every coordinate has one value, in units of the root mean square of the honest deltas.
+    """Every coordinate has one value, in units of the root mean square of the honest deltas (the same-value attack of
+    Li et al., RSA: Byzantine-Robust Stochastic Aggregation Methods, 2019).
 
     Attributes:
         value: of every coordinate; `nan`, `inf` and 0 are faults rather than attacks: they test what the server does

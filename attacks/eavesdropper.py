@@ -110,7 +110,7 @@ class Eavesdropper(Leakage):
     def points(self, snrs: int) -> int:
         return snrs
 
-    def knows(self) -> dict[str, str]:
+    def knowledge(self) -> dict[str, str]:
         return {"weights": "encoder", "data": "own images", "channel": "its own estimate, statistics of its noise"}
 
     def wants(self, plan: Plan) -> Task:

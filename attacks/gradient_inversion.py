@@ -134,7 +134,7 @@ class GradientInversion(Leakage):
     def points(self, snrs: int) -> int:
         return len(self.moment)
 
-    def knows(self) -> dict[str, str]:
+    def knowledge(self) -> dict[str, str]:
         return {
             "weights": "all, before the step",
             "update": "of one receiver, one step",

@@ -37,7 +37,8 @@ class LabelFlip(Poison):
     Attributes:
         samples: 1 by default: all of a malicious receiver's samples.
         mode: what becomes of a class.
-        source, target: of `targeted`.
+        source: class that `targeted` flips.
+        target: what it becomes.
         tasks: names of tasks whose truth is flipped; empty: every classification task.
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,12 @@ class Noise(Evasion):
     The name `noise` in a grid needs no entry in `attacks`; beside other attacks it stands for noise of the PSR that
     each of them achieved ([S3] figure 6 compares at equal nominal PSR, where clipping spares one more than the other).
     """
+
+    knows: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "weights": ("none",),
+        "signal": ("statistics",),
+        "channel": ("statistics",),
+    }
 
     def check(self, path: str, plan: Plan) -> None:
         for key in ("norm", "objective", "targeted"):

@@ -18,7 +18,7 @@ from fedsem.units import energy, from_db
 class NoisePoison(Poison):
     """Malicious receivers learn from images u + n with white Gaussian noise, ||n||^2 = PSR ||u||^2 after clipping to
     [0, 1] (less where clipping forbids it), and keep their labels: the baseline that poisons without knowing anything.
-    What a reconstruction should paint is the noisy image.
+    What a reconstruction should paint is the noisy image ([S3] section VI names poisoned training data).
 
     Attributes:
         samples: 1 by default: all of a malicious receiver's samples.

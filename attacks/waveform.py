@@ -18,8 +18,8 @@ from fedsem.units import energy, from_db
 @register("attack", "waveform")
 class Waveform(Backdoor):
     """A fixed waveform of low power, transmitted in training and at test time: y = h x + g delta + n with
-    delta = sqrt(PSR) ||x|| w, ||w|| = 1, through the adversary's own gain g and then the receiver's equaliser : the
-    blended key of Chen et al., Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017, on air. w
+    delta = sqrt(PSR) ||x|| w, ||w|| = 1, through the adversary's own gain g and then the receiver's equaliser: a
+    blended key on air (Chen et al., Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017). w
     is white Gaussian, drawn by the run's seed, and made of unit length.
 
     Attributes:

@@ -50,7 +50,7 @@ def _hash(parts: Iterable[str], options: Any) -> str:
     own = {str(file.relative_to(_HERE)): file for part in parts for file in _sources(_HERE / part)}
     for name, file in sorted((own | _plugin_files(options)).items()):
         digest.update(f"{name} {_digest(file)}\n".encode())
-    for name in _LIBRARIES:
+    for name in (*_LIBRARIES, *sorted({name for plugin in _plugins(options) for name in plugin.distributions})):
         digest.update(f"{name} {version(name)}\n".encode())
     return digest.hexdigest()
 

@@ -36,12 +36,14 @@ class Options(Strict):
         evaluation_only: names of options of encoders and tasks that training does not read: scenarios that differ in
             these alone share a training.
         budgeted: of attacks: whether grids that name them need `psr_db`.
+        distributions: packages that fedsem itself does not need, and whose version decides what the plug-in computes.
     """
 
     kind: ClassVar[str]
     group: ClassVar[str]
     evaluation_only: ClassVar[frozenset[str]] = frozenset()
     budgeted: ClassVar[bool] = True
+    distributions: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:

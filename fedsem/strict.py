@@ -41,7 +41,7 @@ class Strict(BaseModel):
         json["description"] = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[0].strip()
         fields = json.get("properties", {})
         for base in cls.__mro__:
-            for name, text in _attributes(inspect.cleandoc(base.__doc__ or "")):
+            for name, text in attributes(inspect.cleandoc(base.__doc__ or "")):
                 if name in fields:
                     fields[name].setdefault("description", " ".join(text.split()))
         for field in fields.values():
@@ -50,7 +50,7 @@ class Strict(BaseModel):
         return json
 
 
-def _attributes(docstring: str) -> list[tuple[str, str]]:
+def attributes(docstring: str) -> list[tuple[str, str]]:
     """Names and texts of the section "Attributes" of a docstring."""
     section = docstring.partition("Attributes:\n")[2]
     return re.findall(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE)

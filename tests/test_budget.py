@@ -53,6 +53,10 @@ ATTACKS: list[dict[str, Any]] = [
     {"kind": "pgd", "steps": 2, "random_start": True},
     {"kind": "pgd", "steps": 1, "step_size": 3.0},
     {"kind": "noise"},
+    {"kind": "square", "queries": 9, "redraw": 4},
+    {"kind": "jamming", "waveform": "gaussian"},
+    {"kind": "jamming", "waveform": "pulsed", "duty": 0.1},
+    {"kind": "jamming", "waveform": "tone"},
 ]
 KIND_OF_SITES = st.sampled_from([["input"], ["air"], ["input", "air"]])
 DRAWN = {
@@ -79,7 +83,7 @@ def problem(image: str, gradient: str, psr_db: float, seed: int, sites: list[str
         return {name: GRADIENTS[gradient](g, clean[name]) for name in sites}
 
     labels = torch.zeros(EXAMPLES, dtype=torch.long)
-    return ToyProblem(lambda signals, index: signals["input"].flatten(1), states, 10 ** (psr_db / 10), labels, forced)
+    return ToyProblem(lambda signals, index: signals[sites[0]].flatten(1), states, 10 ** (psr_db / 10), labels, forced)
 
 
 def assert_within(delta: Tensor, state: SiteState, psr: float | Tensor, norm: str) -> None:
@@ -100,11 +104,13 @@ def assert_within(delta: Tensor, state: SiteState, psr: float | Tensor, norm: st
 def test_every_attack_stays_within_the_budget(
     image: str, gradient: str, psr_db: float, seed: int, options: dict[str, Any], norm: str, sites: list[str]
 ) -> None:
+    aimless = options["kind"] in ("noise", "jamming")
+    sites = ["air"] if options["kind"] == "jamming" else sites
     where = problem(image, gradient, psr_db, seed, sites)
     delta = attack(options, norm, sites).perturb(where, Stream(seed))
     assert set(delta) == set(sites)
     for name in sites:
-        assert_within(delta[name], where.sites[name], where.psr, "l2" if options["kind"] == "noise" else norm)
+        assert_within(delta[name], where.sites[name], where.psr, "l2" if aimless else norm)
 
 
 def reachable(direction: Tensor, state: SiteState) -> np.ndarray:

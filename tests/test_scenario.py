@@ -102,7 +102,11 @@ def test_the_base_is_valid() -> None:
         ("channels", ["down"], "'channels': should be a mapping, not ['down']."),
         ("channels.down.decoder_csi", "yes", "'channels.down.decoder_csi': should be true or false, not 'yes'."),
         ("channels.down.decoder_csi", 1, "'channels.down.decoder_csi': should be true or false, not 1."),
-        ("attacks.fgsm.objective", ["label"], "'attacks.fgsm.objective': should be a mapping from tasks to weights, or 'joint'"),
+        (
+            "attacks.fgsm.objective",
+            ["label"],
+            "'attacks.fgsm.objective': should be a mapping from tasks to weights, or 'joint'",
+        ),
         ("evaluation.grids", {"snr_db": [1]}, "'evaluation.grids': should be a list, not {'snr_db': [1]}."),
         ("evaluation.grids", [3], "'evaluation.grids.0': should be a mapping, not 3."),
         ("evaluation.grids.0.snr_db", 10, "'evaluation.grids.0.snr_db': should be a list, not 10."),

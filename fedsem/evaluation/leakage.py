@@ -111,7 +111,7 @@ def measure_leakage(
             "round": link.plan.scenario.federation.rounds,
             "attack": name,
             "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
-            "knowledge": ", ".join(f"{what}: {known}" for what, known in attack.knows().items()),
+            "knowledge": ", ".join(f"{what}: {known}" for what, known in attack.knowledge().items()),
         }
         first = len(points)
         leaks = []

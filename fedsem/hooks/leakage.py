@@ -109,7 +109,7 @@ class Leakage(Options):
         """How many of its points take time, at so many SNRs; for the progress bar."""
 
     @abstractmethod
-    def knows(self) -> dict[str, str]:
+    def knowledge(self) -> dict[str, str]:
         """What the adversary knows, for the table."""
 
     @abstractmethod

@@ -36,7 +36,8 @@ class Seen:
 class UpdateAttack(TrainingAttack):
     """A Byzantine attack: the deltas that malicious receivers send instead of their own.
 
-    It replaces the update after all local steps, the multi-step delta that is really sent.
+    It replaces the update after all local steps, the multi-step delta that is really sent. The malicious receivers
+    collude, and know all that is sent in their aggregation group in the round.
     """
 
     @abstractmethod

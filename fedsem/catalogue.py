@@ -1,0 +1,200 @@
+"""The catalogue of plug-ins: a Markdown page for a group, written from the plug-ins' own docstrings and fields.
+
+`python -m fedsem.catalogue` writes the pages in `docs/` anew; a test compares them with what the plug-ins say now.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fedsem.errors import FedsemError, shown
+from fedsem.registry import Options, names
+from fedsem.strict import attributes
+
+ROOT = Path(__file__).parents[1]
+HOOKS = "fedsem.hooks."
+
+PAGES = {
+    "attack": (
+        "attacks.md",
+        """# Attacks
+
+The attacks that come with fedsem, by the hook at which they act. A scenario gives one a name and says of what kind it
+is:
+
+```yaml
+attacks:
+  mine: {kind: pgd, sites: [input], norm: l2, steps: 20, objective: {label: 1}}
+```
+
+Attacks at test time are then named in `evaluation.grids`, attacks in training in `use.attacks`.""",
+    )
+}
+"""File and opening of each group's page."""
+
+
+def page(group: str) -> str:
+    """The page of a group, as Markdown.
+
+    Raises:
+        FedsemError: the group has no page.
+    """
+    if group not in PAGES:
+        raise FedsemError(f"There is no page on the group '{group}'; choose one of {', '.join(PAGES)}.")
+    sections: dict[type[Options], list[type[Options]]] = {}
+    for cls in ours(group).values():
+        sections.setdefault(hook(cls), []).append(cls)
+    parts = ["<!-- Written by `python -m fedsem.catalogue`: change the docstrings instead. -->", PAGES[group][1]]
+    for base, members in sorted(sections.items(), key=lambda item: (item[0].__module__, item[0].__qualname__)):
+        title, _, sentence = _opening(base).partition(": ")
+        parts += [f"## {title}", f"{sentence[:1].upper()}{sentence[1:]}", summary(base)]
+        own = {cls: _below(cls, base) for cls in members}
+        # Written as they stand in a plug-in that keeps them: a hook's class itself has no kind, and so no schema.
+        shared = {name: [cls for cls in members if name not in own[cls]] for name in base.model_fields}
+        if lines := [_written(keeping[0], name) for name, keeping in shared.items() if keeping]:
+            parts += ["Options of all of them:", "\n".join(lines)]
+        for cls in members:
+            lines = [_written(cls, name) for name in cls.model_fields if name in own[cls]]
+            parts += [f"### `{cls.kind}`", summary(cls), known(cls)]
+            parts += ["Options:", "\n".join(lines)] if lines else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def ours(group: str) -> dict[str, type[Options]]:
+    """The plug-ins of a group that come with fedsem, by name; strangers' may be installed beside them."""
+    return {name: cls for name, cls in names(group).items() if cls.__module__.partition(".")[0] == "fedsem"}
+
+
+def hook(cls: type[Options]) -> type[Options]:
+    """The class that says when a plug-in acts: the first of the module of `fedsem.hooks` that it builds on; the plug-in
+    itself where it builds on none."""
+    found = [base for base in _bases(cls) if base.__module__.startswith(HOOKS)]
+    return [base for base in found if base.__module__ == found[0].__module__][-1] if found else cls
+
+
+def summary(cls: type[Options]) -> str:
+    """What a plug-in's docstring says before its attributes, and then those of what it shares with its neighbours."""
+    # A plug-in that builds on another one speaks for itself.
+    shared = [base for base in _bases(cls)[1:] if not base.__module__.startswith(HOOKS) and "kind" not in vars(base)]
+    texts = [_doc(base).partition("Attributes:\n")[0].strip() for base in (cls, *shared)]
+    return "\n\n".join(text for text in texts if text)
+
+
+def meanings(cls: type[Options]) -> dict[str, str]:
+    """What the docstrings of a plug-in and of its bases say of its options."""
+    told: dict[str, str] = {}
+    for base in _bases(cls):
+        for name, text in attributes(_doc(base)):
+            told.setdefault(name, " ".join(text.split()))
+    return {name: told.get(name, "") for name in cls.model_fields}
+
+
+def known(cls: type[Options]) -> str:
+    """What an adversary must know for this attack; empty for what has no levels of knowledge."""
+    levels: Mapping[str, tuple[str, ...]] = getattr(cls, "knows", {})
+    told = [f"{what} {' or '.join(f'`{level}`' for level in some)}" for what, some in levels.items()]
+    return f"What it knows (the first of each is its default): {', '.join(told)}." if told else ""
+
+
+def write(folder: Path) -> list[Path]:
+    """Write all pages into a folder; where they now lie."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for group, (name, _) in PAGES.items():
+        paths.append(folder / name)
+        paths[-1].write_text(page(group), encoding="utf-8")
+    return paths
+
+
+def _bases(cls: type[Options]) -> list[type[Options]]:
+    """A plug-in and the classes between it and `Options`."""
+    return [base for base in cls.__mro__ if issubclass(base, Options) and base is not Options]
+
+
+def _doc(cls: type[Options]) -> str:
+    """A class's own docstring, not one that it inherits."""
+    return inspect.cleandoc(vars(cls).get("__doc__") or "")
+
+
+def _opening(base: type[Options]) -> str:
+    """The first paragraph of the docstring of a hook's module."""
+    return " ".join((sys.modules[base.__module__].__doc__ or "").partition("\n\n")[0].split())
+
+
+def _below(cls: type[Options], base: type[Options]) -> set[str]:
+    """Options that a plug-in adds to its hook, or declares anew."""
+    added = [one for one in _bases(cls) if cls is base or not issubclass(base, one)]
+    return {name for one in added for name in vars(one).get("__annotations__", {}) if name in cls.model_fields}
+
+
+def _written(cls: type[Options], name: str) -> str:
+    """Name, type, default and meaning of an option."""
+    schema = _schema(cls)
+    option = schema["properties"][name]
+    default = f"default `{_yaml(option['default'])}`" if "default" in option else "required"
+    return f"- `{name}` ({_kind(option, schema.get('$defs', {}))}; {default}): {meanings(cls)[name]}"
+
+
+@cache
+def _schema(cls: type[Options]) -> dict[str, Any]:
+    return cls.model_json_schema()
+
+
+def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """The type of an option in words."""
+    if "$ref" in schema:
+        return _kind(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    for choice in ("anyOf", "oneOf"):
+        if choice in schema:
+            return " or ".join(dict.fromkeys(_kind(one, definitions) for one in schema[choice]))
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return " or ".join(f"`{_yaml(value)}`" for value in schema["enum"])
+    match schema.get("type"):
+        case "integer" | "number" as number:
+            return f"{'whole number' if number == 'integer' else 'number'}{_bounds(schema)}"
+        case "boolean":
+            return "true or false"
+        case "string":
+            return "text"
+        case "null":
+            return "`null`"
+        case "array":
+            return f"list of {_kind(schema['items'], definitions)}" if "items" in schema else "list"
+        case "object":
+            keys = list(schema.get("properties", {}))
+            return f"mapping with {', '.join(f'`{key}`' for key in keys)}" if keys else "mapping"
+    return "any value"
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    told = [f"{word} {schema[key]:g}" for key, word in words.items() if key in schema]
+    return f" {' and '.join(told)}" if told else ""
+
+
+def _yaml(value: Any) -> str:
+    """A default as a scenario would have it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_yaml(one) for one in value)}]"
+    return value if isinstance(value, str) else shown(value)
+
+
+def main() -> None:
+    """Write the pages of this checkout."""
+    if not (ROOT / "pyproject.toml").is_file():
+        raise SystemExit("Error: the pages belong to a checkout of fedsem, and this is an installed copy.")
+    for path in write(ROOT / "docs"):
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
