@@ -66,6 +66,23 @@ def test_settings_of_the_mae_link_are_valid_as_they_stand() -> None:
     assert [cell.settings["trained_for"] for cell in links] == ["picture", "mask", "joint"]
 
 
+def test_attacks_run_as_they_are_shown(tmp_path: Path) -> None:
+    (shown,) = blocks("kind: standard")
+    shown["attacks"]["worst"] |= {"steps": 2, "other_steps": 1, "universal_steps": 1, "draws": 2, "judged_by": 2}
+    shown["attacks"]["grey"]["surrogate"] = {"epochs": 1}
+    shown["attacks"]["broadcast"]["steps"] = 2
+    shown["evaluation"] |= {"draws": {"attack": 1, "score": 3}, "baselines": False, "samples": 1}
+    shown["data"] |= {"train_images": 60, "test_images": 12}
+    tree = {**read_tree("quickstart"), **shown, "compute": {"engine": "local"}, "seeds": [0]}
+    tree["federation"] = {"rounds": 1}
+    tree["train"] |= {"epochs": 1}
+    table = run(tree, out=tmp_path).table
+    attacked = table[table["psr_db"].notna() & table["seed"].notna()]
+    told = {(row["attack"], row["task"]) for _, row in attacked.iterrows()}
+    everyone = {("broadcast", task) for task in ("label", "picture", "target")}
+    assert told == {(name, "label") for name in ("worst", "grey", "oracle")} | everyone
+
+
 def test_poisoned_training_is_valid_as_it_is_shown() -> None:
     tree = read_tree("backdoor_input")
     (shown,) = blocks("kind: patch")

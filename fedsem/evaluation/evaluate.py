@@ -322,12 +322,12 @@ class _Evaluation:
             knowledge = attack.knowledge
             columns |= {
                 "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
-                "objective": json.dumps(
-                    "joint" if attack.objective == "joint" else attack.goals(self.link.plan), sort_keys=True
-                ),
                 "knowledge": ", ".join(f"{what}: {known}" for what, known in knowledge),
-                "norm": attack.norm,
             }
+            # Who knows neither the link nor the signal, as a jammer, aims at nothing.
+            if (knowledge.weights, knowledge.signal) != ("none", "statistics"):
+                aim = "joint" if attack.objective == "joint" else attack.goals(self.link.plan)
+                columns |= {"objective": json.dumps(aim, sort_keys=True), "norm": attack.norm}
         numbers: dict[Spot, int] = {}
         for sensing in (False, True):
             levels = self.scorer.score(

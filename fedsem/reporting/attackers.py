@@ -72,5 +72,8 @@ def _description(rows: pd.DataFrame) -> tuple[str, str, str, str]:
     or (in a sweep) several."""
     found = [rows[column].dropna().unique() for column in ("norm", "sites", "targeted", "objective")]
     norm, site, goal, objective = (str(values[0]) if len(values) == 1 else "" for values in found)
-    aims = [words.plain(task) for task, weight in json.loads(objective or "{}").items() if weight]
+    told = json.loads(objective or "{}")
+    if told == "joint":
+        return norm, site, goal, "all tasks jointly"
+    aims = [words.plain(task) for task, weight in told.items() if weight]
     return norm, site, goal, words.listed(aims)
