@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from conftest import SHARED_LINK, changed, fresh_link, head, small_plan, tally
 from torch import Tensor, nn
 
+from fedsem import registry
 from fedsem.attacks.eavesdropper import Eavesdropper
 from fedsem.attacks.gradient_inversion import (
     GradientInversion,
@@ -54,12 +55,19 @@ EVE = {"kind": "eavesdropper", "channel": "down", "task": "label"}
 INVERSION = {"kind": "gradient_inversion"}
 
 
-@register("encoder", "one_layer")
 class OneLayer(FixedLength):
     """A dense layer and nothing else: what it leaks is known in closed form."""
 
     def build(self, images: ImageFormat) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(images.shape)), self.channel_uses))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_layer_is_known() -> Iterator[None]:
+    """Only here: other tests count what is registered."""
+    register("encoder", "one_layer")(OneLayer)
+    yield
+    del registry._registry["encoder"]["one_layer"]
 
 
 def value(share: Share) -> float:
