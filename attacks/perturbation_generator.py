@@ -69,7 +69,7 @@ class PerturbationGenerator(Universal):
             clipped = {name: clip(value.detach(), own.sites[name]) for name, value in delta.items()}
             gradient = own.gradient(clipped, step + 1)
             # Each row pulls alike, however confident the link is of it.
-            climbed = [(delta[name] * ascent(gradient[name], "l2")).sum() / limits[name] for name in names]
+            climbed = [(delta[name] * ascent(gradient[name], "l2")).sum() / (limits[name] or 1.0) for name in names]
             optimizer.zero_grad()
             (-torch.stack(climbed).sum() / self.batch).backward()
             optimizer.step()

@@ -6,7 +6,7 @@ All budgets are recomputed here in double precision: ||delta||^2 <= PSR ||u||^2,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,11 @@ ATTACKS: list[dict[str, Any]] = [
     {"kind": "pgd", "steps": 1, "step_size": 3.0},
     {"kind": "noise"},
     {"kind": "square", "queries": 9, "redraw": 4},
+    {"kind": "mi_fgsm", "steps": 3},
+    {"kind": "apgd", "steps": 5, "restarts": 2},
+    {"kind": "apgd", "steps": 3, "loss": "dlr"},
+    {"kind": "minimum_power", "steps": 2, "halvings": 3},
+    {"kind": "standard", "steps": 3, "restarts": 1, "other_steps": 2, "universal_steps": 2, "judged_by": 1},
     {"kind": "jamming", "waveform": "gaussian"},
     {"kind": "jamming", "waveform": "pulsed", "duty": 0.1},
     {"kind": "jamming", "waveform": "tone"},
@@ -83,7 +88,11 @@ def problem(image: str, gradient: str, psr_db: float, seed: int, sites: list[str
         return {name: GRADIENTS[gradient](g, clean[name]) for name in sites}
 
     labels = torch.zeros(EXAMPLES, dtype=torch.long)
-    return ToyProblem(lambda signals, index: signals[sites[0]].flatten(1), states, 10 ** (psr_db / 10), labels, forced)
+
+    def network(signals: Mapping[str, Tensor], index: slice) -> Tensor:
+        return torch.stack([signal.flatten(1) for signal in signals.values()]).sum(0)
+
+    return ToyProblem(network, states, 10 ** (psr_db / 10), labels, forced)
 
 
 def assert_within(delta: Tensor, state: SiteState, psr: float | Tensor, norm: str) -> None:
@@ -111,6 +120,30 @@ def test_every_attack_stays_within_the_budget(
     assert set(delta) == set(sites)
     for name in sites:
         assert_within(delta[name], where.sites[name], where.psr, "l2" if aimless else norm)
+
+
+@PROPERTY
+@given(
+    **{key: DRAWN[key] for key in ("image", "psr_db", "seed")},
+    kind=st.sampled_from(["universal", "perturbation_generator"]),
+    norm=st.sampled_from(["l2", "linf"]),
+    sites=KIND_OF_SITES,
+)
+def test_one_perturbation_for_all_keeps_its_budget_on_mean_power(
+    image: str, psr_db: float, seed: int, kind: str, norm: str, sites: list[str]
+) -> None:
+    where = problem(image, "normal", psr_db, seed, sites)
+    delta = attack({"kind": kind, "steps": 3, "batch": 4}, norm, sites).perturb(where, Stream(seed))
+    for name in sites:
+        state = where.sites[name]
+        assert torch.isfinite(delta[name]).all()
+        limit = float(where.psr) * energy64(state.clean).mean()
+        assert energy64(delta[name]).max() <= limit * (1 + 1e-5)
+        if norm == "linf":
+            assert float(delta[name].abs().max()) <= math.sqrt(limit / delta[name][0].numel()) * (1 + 1e-6)
+        if state.bounded:
+            assert (state.clean + delta[name]).min() >= 0
+            assert (state.clean + delta[name]).max() <= 1 + 1e-7
 
 
 def reachable(direction: Tensor, state: SiteState) -> np.ndarray:
