@@ -33,6 +33,7 @@ class AirPoison(Poison):
     """
 
     over_air: ClassVar[bool] = True
+    accomplices: ClassVar[bool] = False
 
     samples: Share = 1.0
     signal: Literal["shortcut", "noise"] = "shortcut"

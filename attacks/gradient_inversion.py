@@ -387,7 +387,9 @@ def single_step(plan: Plan, batch: int) -> Plan:
     one = train.model_copy(
         update={"epochs": 1, "batch": batch, "optimizer": Optimizer(kind="sgd", lr=1.0), "augment": []}
     )
-    return replace(plan, scenario=plan.scenario.model_copy(update={"train": one}))
+    # A malicious receiver's step would not be that of its images: the server looks at honest training.
+    use = plan.scenario.use.model_copy(update={"attacks": []})
+    return replace(plan, scenario=plan.scenario.model_copy(update={"train": one, "use": use}))
 
 
 def cosine_distance(one: Gradient, other: Gradient) -> Tensor:

@@ -17,7 +17,20 @@ class Mimic(UpdateAttack):
 
     The paper looks for the receiver that moves the most along the honest deltas' main direction; here it is the one
     of the smallest id, as in ByzFL.
+
+    Attributes:
+        search: in each round the honest receiver whose repetition moves what the server makes of the round furthest
+            from the mean of the honest deltas: a worst case that knows the aggregation rule.
     """
 
+    search: bool = False
+
     def forge(self, seen: Seen, stream: Stream) -> Rows:
-        return np.repeat(seen.honest[[int(np.argmin(seen.receivers))]], len(seen.own), axis=0)
+        def repeated(number: int) -> Rows:
+            return np.repeat(seen.honest[[number]], len(seen.own), axis=0)
+
+        if not self.search:
+            return repeated(int(np.argmin(seen.receivers)))
+        mean = seen.honest.mean(0)
+        harm = [float(np.linalg.norm(seen.aggregate(repeated(i)) - mean)) for i in range(len(seen.honest))]
+        return repeated(int(np.argmax(harm)))

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from fedsem.errors import ScenarioError
 from fedsem.hooks.budget import ascent, clip, fill, gaussian, radius
 from fedsem.hooks.evasion import Evasion, Perturbation, Problem
-from fedsem.hooks.losses import Loss, log_mean, margin_to, objective
+from fedsem.hooks.losses import Loss, log_mean, margin_to, measure, objective
 from fedsem.plan import Plan
 from fedsem.registry import register
 from fedsem.streams import Stream
@@ -32,8 +32,8 @@ class Standard(Evasion):
     Candidates: (a) APGD on -log mean_k p_y, `restarts` times `steps`; (b) APGD on the mean margin z_t - z_y towards
     each of the `classes` likeliest other classes; (c) APGD without channel noise; nothing; noise; FGSM; a universal
     perturbation; APGD on the surrogate where there is one. Where the objective is not one classification task, (a) and
-    (c) climb the objective and (b) is left out. Nothing stops early. What it reaches is scored over
-    `evaluation.draws.score` further draws: 1000 for a figure to be reported.
+    (c) climb the objective, (b) is left out, and the worst is that of the highest objective. Nothing stops early. What
+    it reaches is scored over `evaluation.draws.score` further draws: 1000 for a figure to be reported.
 
     A worst case over ever fresh draws would reward luck; here nothing is chosen by the draws that it is scored with, or
     climbed with, and at a PSR of -60 dB it changes nothing.
@@ -74,7 +74,10 @@ class Standard(Evasion):
 
     def perturb(self, problem: Problem, stream: Stream) -> Perturbation:
         candidates = [*self._simple(problem, stream), *self._climbed(problem, stream)]
-        failures = torch.stack([problem.failures(one, OTHER_DRAWS, self.judged_by) for one in candidates])
+        if problem.classifies:
+            failures = torch.stack([problem.failures(one, OTHER_DRAWS, self.judged_by) for one in candidates])
+        else:
+            failures = torch.stack([measure(problem, one, OTHER_DRAWS, objective) for one in candidates])
         # The first of equals: where nothing does harm, nothing is done.
         best = failures.argmax(0)
         rows = torch.arange(len(best), device=best.device)

@@ -111,6 +111,11 @@ class Plan:
         """The attacks that act in training."""
         return tuple(self.scenario.attacks[name] for name in self.scenario.use.attacks)
 
+    def accomplices(self, seed: int) -> frozenset[int]:
+        """Receivers that work for an adversary in training: what their own decoders say is nobody's loss."""
+        working = [attack for attack in self.training_attacks if attack.accomplices]
+        return frozenset(number for attack in working for number in attack.malicious(len(self.receivers), seed))
+
     def new_transmitter(self) -> Transmitter:
         """A transmitter on the plan's device, initialised from torch's global generator."""
         link = self.scenario.link

@@ -42,7 +42,9 @@ def training_code(plan: Plan) -> str:
 def evaluation_code(plan: Plan) -> str:
     """Hash of what decides an evaluation: all of `training_code`, the evaluation's sources, and the attacks."""
     # Grids name the Gaussian noise without a plug-in of the scenario.
-    return _hash((*_TRAINING, "evaluation"), [plan.scenario, find("attack", "noise").model_validate({})])
+    return _hash(
+        (*_TRAINING, "evaluation", "surrogate.py"), [plan.scenario, find("attack", "noise").model_validate({})]
+    )
 
 
 def _hash(parts: Iterable[str], options: Any) -> str:
@@ -60,14 +62,21 @@ def _sources(path: Path) -> Iterable[Path]:
 
 
 def _plugin_files(options: Any) -> dict[str, Path]:
-    """Files of the plug-ins in use and of the classes that they are derived from, by module."""
-    files = {}
-    for plugin in _plugins(options):
-        for cls in plugin.__mro__:
-            # A class of a notebook has no file: nothing of it can be compared.
-            file = getattr(sys.modules[cls.__module__], "__file__", None)
-            if issubclass(cls, Options) and file:
-                files[cls.__module__] = Path(file)
+    """Files of the plug-ins in use, of the classes that they are derived from, and of what these take from the other
+    modules of their package, by module."""
+    wanted = {cls.__module__ for plugin in _plugins(options) for cls in plugin.__mro__ if issubclass(cls, Options)}
+    files: dict[str, Path] = {}
+    while wanted:
+        name = wanted.pop()
+        # A class of a notebook has no file: nothing of it can be compared.
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and name not in files:
+            files[name] = Path(file)
+            used = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
+            package = name.rpartition(".")[0]
+            wanted |= {
+                other for other in used if isinstance(other, str) and package and other.startswith(f"{package}.")
+            }
     return files
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsem.checks import resolve
-from fedsem.errors import OutputError
+from fedsem.errors import FedsemError, OutputError, ScenarioError
 from fedsem.evaluation.backdoor import has_twin
 from fedsem.evaluation.evaluate import evaluate
 from fedsem.evaluation.point import Point, load_points, save_points
@@ -86,7 +86,13 @@ def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
     for cell in cells(scenario):
         name = "; ".join(f"{path}={_short(value)}" for path, value in cell.settings.items())
         with cell.named():
-            plans.append((name, resolve(check_scenario(cell.tree))))
+            plan = resolve(check_scenario(cell.tree))
+            for attack, options in surrogates_of(plan.scenario).items():
+                try:
+                    resolve(surrogate_scenario(plan.scenario, options))
+                except FedsemError as error:
+                    raise ScenarioError(f"With the surrogate of 'attacks.{attack}': {error}") from error
+            plans.append((name, plan))
     return plans
 
 
@@ -217,13 +223,14 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
     data = plan.dataset
     measured += [data.test.fingerprint, *([] if data.reserve is None else [data.reserve.fingerprint])]
-    both = json.dumps([key, *measured], sort_keys=True)
-    evaluation = store.stage("stages", both, f"evaluate-{label}")
     twin = _training(store, without_attack(plan), seed, f"seed{seed}")[1] if has_twin(plan) else None
     surrogates = {}
     for name, attack in surrogates_of(plan.scenario).items():
         stolen = resolve(surrogate_scenario(plan.scenario, attack))
-        _, surrogates[name] = _training(store, stolen, surrogate_seed(seed), f"surrogate-seed{seed}")
+        decided, surrogates[name] = _training(store, stolen, surrogate_seed(seed), f"surrogate-seed{seed}")
+        measured.append(decided)
+    both = json.dumps([key, *measured], sort_keys=True)
+    evaluation = store.stage("stages", both, f"evaluate-{label}")
     return Unit(cell, label, plan, job, evaluation, surrogates, twin)
 
 
@@ -317,10 +324,12 @@ def _evaluated(stage: Path) -> bool:
 
 
 def _evaluate(unit: Unit, progress: Progress) -> None:
-    link = _link(unit.plan, unit.job)
+    working = unit.plan.accomplices(unit.job.seed)
+    link = _link(unit.plan, unit.job).without(working)
     twin = None
     if unit.twin is not None:
-        twin = link if unit.twin.folder == unit.job.folder else _link(without_attack(unit.plan), unit.twin)
+        same = unit.twin.folder == unit.job.folder
+        twin = link if same else _link(without_attack(unit.plan), unit.twin).without(working)
     surrogates = {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
     measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total), twin, surrogates)
     replace_file(unit.evaluation / "samples.json", json.dumps(measurement.samples).encode())

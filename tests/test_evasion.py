@@ -262,6 +262,22 @@ def test_the_least_power_breaks_what_it_says_and_no_more(pair: tuple[TrainedLink
     assert spent.max() <= 1 + 1e-5
 
 
+def test_what_fails_without_an_attack_is_not_broken_by_it(pair: tuple[TrainedLink, Air]) -> None:
+    """Wrong labels: those examples fail at any power, and say nothing of the least; nor is the grid's PSR exceeded."""
+    link, _ = pair
+    labels = link.labels.clone()
+    labels[:40] = (labels[:40] + 1) % 10
+    link = replace(link, examples=replace(link.examples, labels=labels))
+    made = attack("minimum_power", sites=["air"], steps=4, halvings=3, **LABEL)
+    problem = LinkProblem(link, Air(link), made, 10.0, 10.0)
+    for psr_db in (0.0, -70.0):
+        problem.psr = from_db(psr_db)
+        spent = energy64(made.perturb(problem, Stream(0))["air"]) / 20
+        assert not spent[:40].any()
+        assert spent.max() <= from_db(psr_db) * (1 + 1e-5)
+        assert spent.any() == (psr_db == 0)
+
+
 # --------------------------------------------------------------------------------------------------- what is known
 
 
@@ -324,6 +340,24 @@ def test_without_noise_draws_differ_by_fading_alone() -> None:
     torch.testing.assert_close(scores[0], clean)
 
 
+def test_a_surrogate_has_the_budget_of_what_is_really_sent() -> None:
+    """With `power: batch_average` two links send different energies for one image."""
+    keys: dict[str, Any] = {
+        "link": {"encoder": {"kind": "cnn", "channel_uses": 8}, "symbols": "real", "power": "batch_average"}
+    }
+    ours, theirs = (fresh_link({"kind": "awgn"}, images=6, seed=seed, **keys) for seed in (0, 1))
+    made = attack("pgd", sites=["air"], steps=3)
+    stolen = LinkProblem(theirs, Air(theirs), made, 10.0, 10.0)
+    of_its_own = stolen.sites["air"].energy
+    problem = LinkProblem(ours, Air(ours), made, 10.0, 10.0, stolen)
+    assert not torch.allclose(of_its_own, problem.sites["air"].energy)
+    problem.psr = from_db(-10.0)
+    seen = problem.surrogate()
+    assert seen is not None
+    delta = made.perturb(seen, Stream(0))["air"]
+    np.testing.assert_allclose(energy64(delta), 0.1 * problem.sites["air"].energy.numpy(), rtol=1e-3)
+
+
 def test_restarts_are_rows_of_one_problem(pair: tuple[TrainedLink, Air]) -> None:
     link, air = pair
     problem = LinkProblem(link, air, attack("pgd", sites=["air"], **LABEL), 10.0, 10.0)
@@ -383,6 +417,8 @@ def test_attacks_transfer_from_a_surrogate(tmp_path: Path) -> None:
     [
         ({"kind": "apgd", "loss": "dlr", "objective": {"label": 1, "target": 1}}, "one classification task; use ce"),
         ({"kind": "standard", "targeted": {"label": 1}, "objective": {"label": 1}}, "asks how often the link fails"),
+        ({"kind": "minimum_power", "targeted": {"label": 1}, "objective": {"label": 1}}, "asks what breaks an example"),
+        ({"kind": "minimum_power"}, "is asked of one task; name it"),
         ({"kind": "pgd", "knowledge": {"signal": "statistics"}}, "works with exact, not 'statistics'"),
         ({"kind": "universal", "knowledge": {"signal": "exact"}}, "works with statistics, not 'exact'"),
         ({"kind": "pgd", "knowledge": {"weights": "none"}}, "works with all or surrogate, not 'none'"),

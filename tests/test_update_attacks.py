@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import assemble
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,12 @@ def test_min_max_and_min_sum_go_as_far_as_they_may(m: int, d: int, direction: st
 
 def test_mimics_copy_the_same_receiver() -> None:
     np.testing.assert_array_equal(attack("mimic").forge(seen(H, 2, (7, 3, 5)), Stream(0)), H[[1, 1]])
+
+
+def test_a_searching_mimic_copies_whoever_moves_the_rule_furthest() -> None:
+    honest = np.array([[0.0, 1.0], [0.0, 1.2], [9.0, 0.0], [0.0, 0.8]])
+    sent = attack("mimic", search=True).forge(seen(honest, 2), Stream(0))
+    np.testing.assert_array_equal(sent, honest[[2, 2]])
 
 
 def test_noise_and_constants_are_in_units_of_an_honest_update() -> None:
@@ -212,7 +219,7 @@ def test_the_malicious_are_drawn_by_seed_and_not_the_first() -> None:
 def test_a_run_records_who_lied_and_suffers_from_it(tmp_path: Path) -> None:
     harmed = run(FEDERATED, out=tmp_path).table
     clean = run({**FEDERATED, "use": {"attacks": []}}, out=tmp_path).table
-    assert set(harmed["adversary_fraction"]) == {0.4}
+    assert set(harmed[harmed["stage"] != "twin"]["adversary_fraction"]) == {0.4}
     assert set(clean["adversary_fraction"]) == {0.0}
     lies = harmed[harmed["metric"] == "malicious_updates"]
     assert lies[lies["task"].isna()]["value"].tolist() == [2.0, 2.0]
@@ -222,6 +229,7 @@ def test_a_run_records_who_lied_and_suffers_from_it(tmp_path: Path) -> None:
         return float(table[(table["metric"] == "train_loss") & (table["round"] == 2)]["value"].iloc[0])
 
     assert loss(harmed) > loss(clean)
+    assert (harmed["metric"] == "accuracy_vs_twin").any()
     assert not (clean["metric"] == "malicious_updates").any()
 
 
@@ -237,9 +245,10 @@ def test_broken_updates_are_rejected(value: str) -> None:
     tree = {**FEDERATED, "attacks": {"flip": {"kind": "constant_update", "value": value, "fraction": 0.4}}}
     plan = resolve(check_scenario(tree))
     state = FederationState.initial(plan, 3)
-    sent, _ = forged_replies(plan, 3, state, replies_of(plan, state))
+    sent, present = forged_replies(plan, 3, state, replies_of(plan, state))
     after = rounds.combine(plan, state, range(5), sent)
     assert sorted(after.history[-1].rejected) == list(plan.scenario.attacks["flip"].malicious(5, 3))
+    assert not present
 
 
 @pytest.mark.parametrize(
@@ -255,7 +264,7 @@ def test_broken_updates_are_rejected(value: str) -> None:
             "would both replace updates",
         ),
         (
-            {"evaluation": {"grids": [{"attacks": ["flip"], "psr_db": [0], "snr_db": [10]}]}},
+            {"evaluation": {"grids": [{"attacks": ["flip"], "snr_db": [10]}]}},
             "acts in training; name it in 'use.attacks'",
         ),
     ],
@@ -263,3 +272,20 @@ def test_broken_updates_are_rejected(value: str) -> None:
 def test_attacks_in_the_wrong_place_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ScenarioError, match=message):
         resolve(check_scenario({**FEDERATED, **changes}))
+
+
+def test_decoders_of_accomplices_are_nobodys_loss() -> None:
+    """Of five local decoders two belong to accomplices; victims of an attack on air are no accomplices."""
+    alone = {"alone": {"count": 5, "tasks": ["label"], "channel": "down", "decoder": "local"}}
+    for made, kept in (({"kind": "sign_flip"}, 3), ({"kind": "air_poison"}, 5)):
+        attacks = {"flip": {**made, "fraction": 0.4}}
+        plan = resolve(check_scenario({**FEDERATED, "receivers": alone, "attacks": attacks}))
+        link = assemble(plan, 3, FederationState.initial(plan, 3))
+        assert len(link.listeners) == 5
+        honest = {0, 1, 2, 3, 4} - (set(plan.scenario.attacks["flip"].malicious(5, 3)) if kept == 3 else set())
+        left = link.without(plan.accomplices(3)).listeners
+        assert {number for one in left for number in one.receivers} == honest
+    together = {"all": {**alone["alone"], "decoder": "group"}}
+    plan = resolve(check_scenario({**FEDERATED, "receivers": together}))
+    link = assemble(plan, 3, FederationState.initial(plan, 3))
+    assert link.without(plan.accomplices(3)).listeners == link.listeners

@@ -40,8 +40,8 @@ def triggers_of(plan: Plan) -> list[str]:
 
 
 def has_twin(plan: Plan) -> bool:
-    """Whether a cell is compared with its unpoisoned twin: its training is poisoned, or it measures a trigger."""
-    return any(isinstance(attack, Poison) for attack in plan.training_attacks) or bool(triggers_of(plan))
+    """Whether a cell is compared with its unattacked twin: its training was attacked, or it measures a trigger."""
+    return bool(plan.training_attacks or triggers_of(plan))
 
 
 def without_triggers(plan: Plan, grid: Grid) -> Grid:

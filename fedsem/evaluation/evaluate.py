@@ -324,6 +324,9 @@ class _Evaluation:
                 "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
                 "knowledge": ", ".join(f"{what}: {known}" for what, known in knowledge),
             }
+            if (knowledge.weights, knowledge.signal) != ("none", "statistics") and knowledge.signal == "statistics":
+                held = "reserve" if self.link.plan.dataset.reserve else "training images"
+                columns["knowledge"] += f", images: {held}"
             # Who knows neither the link nor the signal, as a jammer, aims at nothing.
             if (knowledge.weights, knowledge.signal) != ("none", "statistics"):
                 aim = "joint" if attack.objective == "joint" else attack.goals(self.link.plan)

@@ -19,6 +19,7 @@ from fedsem.hooks.evasion import Evasion, Knowledge, Perturbation, SiteState
 from fedsem.hooks.losses import differentiate, objective
 from fedsem.link import Transmission
 from fedsem.plan import examples_of
+from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
 from fedsem.units import energy
 
@@ -82,8 +83,13 @@ class LinkProblem:
         self._known_sent: Transmission | None = None
         self.sites: Mapping[str, SiteState] = {name: self._site(name) for name in attack.sites}
         self._surrogate = surrogate
+        if surrogate is not None and "air" in self.sites:
+            # The budget is of what is really sent.
+            own = replace(surrogate.sites["air"], energy=self.sites["air"].energy)
+            surrogate.sites = {**surrogate.sites, "air": own}
         self._made_once: dict[str, Any] = {}  # shared with all copies of this problem
         self._noise = True
+        self._draws = attack.expectation(link.plan)
         self._kept: dict[str, Any] = {}
 
     @property
@@ -159,7 +165,7 @@ class LinkProblem:
 
     def batches(self) -> Sequence[slice]:
         """Slices that cut the rows into batches."""
-        return self._batches(self.attack.expectation(self.link.plan))
+        return self._batches(self._draws)
 
     def _batches(self, draws: int) -> Sequence[slice]:
         size = min(self.batch, max(8, RECEPTIONS_AT_ONCE // draws))
@@ -183,6 +189,9 @@ class LinkProblem:
         """The same problem without channel noise."""
         silent = self._copy()
         silent._noise = False
+        channels = [self.link.plan.channel(listener.branch) for listener in self.weights]
+        if all(channel.fading_name == "none" and not channel.is_sensing for channel in channels):
+            silent._draws = 1  # all draws are alike
         return silent
 
     @property
@@ -249,13 +258,14 @@ class LinkProblem:
             clean: dict[Listener, list[Tensor]] = {listener: [] for listener in self.weights}
             wrong: dict[Listener, list[Tensor]] = {listener: [] for listener in self.weights}
             everything = torch.arange(len(self.link.labels), device=self.rows.device)
-            shuffled = everything.roll(1)
+            order = Stream(self.link.seed).child("evaluate", "others").torch()
+            shuffled = torch.randperm(len(everything), generator=order).to(everything.device)
             with torch.no_grad():
                 for images in everything.split(self.batch):
                     sent = self._transmitted(images, {})
                     for listener in self.weights:
                         task = self.link.plan.task(listener.branch)
-                        realisation = self.air.attack(listener, 0, self.attack.expectation(self.link.plan)).at(images)
+                        realisation = self.air.attack(listener, 0, self._draws).at(images)
                         heard = self._heard(listener, sent, realisation, {})
                         truth = task.truth(self.link.examples.at(images), realisation)
                         if realisation.target is None:
@@ -329,7 +339,7 @@ class LinkProblem:
     def _realisation(self, listener: Listener, step: int, index: slice, draws: int | None = None) -> Realisation:
         """Draws for some of the rows, (draws, B); an adversary who knows the channel has the gains of the receptions
         that score it, and new noise."""
-        draws = draws or self.attack.expectation(self.link.plan)
+        draws = draws or self._draws
         if self._kept.get("step") != (step, draws):
             self._kept["step"] = (step, draws)
             self._kept["draws"] = {one: self.air.attack(one, step, draws) for one in self.weights}

@@ -27,12 +27,14 @@ class Listener:
         group: its receiver group, as in the scenario; several that share the decoder are joined by `+`.
         branch: its task and channel.
         decoder: its network, in evaluation mode.
+        receivers: who has it.
     """
 
     name: str
     group: str
     branch: Branch
     decoder: nn.Module
+    receivers: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class TrainedLink:
     examples: Examples
     mode: Mode = Mode()
     orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def without(self, receivers: frozenset[int]) -> TrainedLink:
+        """The same link without the decoders that only these receivers have; all of them where nobody else has any."""
+        kept = tuple(one for one in self.listeners if not one.receivers <= receivers)
+        return replace(self, listeners=kept) if kept else self
 
     def in_mode(self, mode: Mode) -> TrainedLink:
         """The same link, driven otherwise."""
@@ -154,11 +161,13 @@ class TrainedLink:
         transmitter.eval().requires_grad_(False)
         transmitter.calibrate(plan.some_train_images(4096), plan.scenario.evaluation.batch)
         groups: dict[tuple[str, Branch], dict[str, None]] = {}
+        holders: dict[tuple[str, Branch], set[int]] = {}
         parameters: dict[tuple[str, Branch], Parameters] = {}
         for receiver in plan.receivers:
             for branch in receiver.branches:
                 who, values = decoders[receiver.id, branch]
                 groups.setdefault((who, branch), {})[receiver.group] = None
+                holders.setdefault((who, branch), set()).add(receiver.id)
                 parameters[who, branch] = values
         listeners = []
         for (who, branch), named in groups.items():
@@ -166,7 +175,8 @@ class TrainedLink:
                 decoder = plan.new_decoder(branch)
             decoder.load_state_dict(parameters[who, branch])
             decoder.eval().requires_grad_(False)
-            listeners.append(Listener(f"{who}/{branch.key}", "+".join(named), branch, decoder))
+            held = frozenset(holders[who, branch])
+            listeners.append(Listener(f"{who}/{branch.key}", "+".join(named), branch, decoder, held))
         test = plan.test_examples
         examples = replace(test, images=test.images.float() / 255)
         return cls(plan, seed, transmitter, tuple(listeners), examples)

@@ -36,13 +36,13 @@ def forged(
     answered = [reply for reply in replies if reply.error is None and fault(plan, state, reply) is None]
     attack = next((one for one in acting if isinstance(one, UpdateAttack)), None)
     bad = {number for one in acting for number in one.malicious(len(plan.receivers), seed)}
+    sent = list(replies) if attack is None else _forge(plan, attack, seed, state, replies, answered)
     present: dict[str, list[int]] = {}
-    for group, members in _groups(plan, answered).items():
+    valid = [reply for reply in sent if reply.error is None and fault(plan, state, reply) is None]
+    for group, members in _groups(plan, valid).items():
         if malicious := sum(reply.receiver in bad for reply in members):
             present[group] = [malicious, len(members)]
-    if attack is None:
-        return list(replies), present
-    return _forge(plan, attack, seed, state, replies, answered), present
+    return sent, present
 
 
 def _groups(plan: Plan, replies: Sequence[Reply]) -> dict[str, list[Reply]]:

@@ -125,9 +125,11 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
             [reply.receiver for reply, _ in members],
         )
     if not all(bool(v.isfinite().all()) for parameters in (shared, *decoders.values()) for v in parameters.values()):
+        remedy = "lower train.optimizer.lr or federation.server_optimizer.lr"
+        if plan.scenario.use.attacks:
+            remedy = f"the attack '{plan.scenario.use.attacks[-1]}' may have done it: weaken it, or {remedy}"
         raise FederationError(
-            f"The federation diverged in round {record.round}: averaged parameters are NaN or infinite; lower "
-            "train.optimizer.lr or federation.server_optimizer.lr."
+            f"The federation diverged in round {record.round}: averaged parameters are NaN or infinite; {remedy}."
         )
     _count(plan, state, record, valid)
     moved: Parameters = {}

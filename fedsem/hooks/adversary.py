@@ -24,6 +24,8 @@ class TrainingAttack(Options):
         last_round: the last round in which they attack; afterwards they train as the others do. None: to the end.
     """
 
+    accomplices: ClassVar[bool] = True
+    """Whether its receivers work for the adversary; of those that are its victims, their own decoders count."""
     budgeted: ClassVar[bool] = False
     """Whether a grid that names it must list PSRs: an attack in training has its own power, if any."""
 
@@ -54,8 +56,10 @@ class TrainingAttack(Options):
         """Cross-check with the rest of the scenario.
 
         Raises:
-            ScenarioError: nobody would be honest, or they begin after the last round.
+            ScenarioError: it acts, and nobody would be honest, or they begin after the last round.
         """
+        if not any(self is attack for attack in plan.training_attacks):
+            return
         receivers, rounds = len(plan.receivers), plan.scenario.federation.rounds
         if self.count(receivers) >= receivers:
             raise ScenarioError(

@@ -287,6 +287,13 @@ class Evasion(Options):
                 f"In the scenario, '{path}.knowledge': to know the receivers' gains but not their weights is not "
                 "modelled; use weights: all, or channel: statistics."
             )
+        if self.surrogate is not None and any(
+            encoder is not None and encoder.paints for encoder in (plan.scenario.link.encoder, self.surrogate.encoder)
+        ):
+            raise ScenarioError(
+                f"In the scenario, '{path}.surrogate': an encoder of patches begins with trained networks, which an "
+                "adversary's own could not; use another encoder, or weights: all."
+            )
         if self.surrogate is not None and self.surrogate.encoder is not None and "air" in self.sites:
             uses = self.surrogate.encoder.uses(plan.images)
             if uses != plan.channel_uses:
