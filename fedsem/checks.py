@@ -61,6 +61,7 @@ def _check_networks(plan: Plan) -> None:
                 f"answer when each round asks {asked} (fraction {scenario.federation.fraction} of "
                 f"{len(plan.receivers)}); lower it, or raise the fraction."
             )
+    _check_aggregator(plan)
     for name, attack in scenario.attacks.items():
         attack.check(f"attacks.{name}", plan)
 
@@ -185,6 +186,26 @@ def _check_groups(plan: Plan) -> None:
                     f"be averaged with those of group '{where}': over their channels they have other shapes; use "
                     "decoder: local."
                 )
+
+
+def _check_aggregator(plan: Plan) -> None:
+    """The rule has enough updates in every group that it combines."""
+    federation = plan.scenario.federation
+    if federation.kind != "flower":
+        return
+    rule, asked = federation.aggregator, asked_per_round(plan)
+    groups = {"the encoder": asked}
+    for receiver in plan.receivers:
+        if receiver.decoder == "group":
+            for branch in plan.trained_branches(receiver):
+                name = f"the decoder of '{branch.task}'"
+                groups[name] = min(asked, groups.get(name, 0) + 1)
+    for name, members in groups.items():
+        if members < rule.least_updates:
+            raise ScenarioError(
+                f"In the scenario, 'federation.aggregator': '{rule.kind}' with f = {rule.assumed_f} needs at least "
+                f"{rule.least_updates} updates, and {name} has {members} in a round; lower f, or add receivers."
+            )
 
 
 def _check_use(scenario: Scenario) -> None:

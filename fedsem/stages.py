@@ -370,6 +370,7 @@ def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequenc
             "defense": "none",
             "adversary_fraction": _malicious_share(plan),
             "aggregator": federation.aggregator.kind if federation.kind == "flower" else "none",
+            "f_assumed": federation.aggregator.assumed_f if federation.kind == "flower" else None,
         }
         for unit in members:
             state = FederationState.load(unit.job.folder)

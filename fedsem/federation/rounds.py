@@ -158,7 +158,13 @@ def _aggregate(
         return {}
     rows = np.stack([np.concatenate([delta[name].numpy().ravel() for name in before]) for delta in deltas])
     updates = Updates(rows, np.asarray(weights, dtype=np.float64), tuple(receivers))
-    step = torch.from_numpy(plan.scenario.federation.aggregator.aggregate(updates))
+    rule = plan.scenario.federation.aggregator
+    if len(rows) < rule.least_updates:
+        raise FederationError(
+            f"'{rule.kind}' with f = {rule.assumed_f} needs at least {rule.least_updates} valid updates, and '{what}' "
+            f"has {len(rows)} in this round; lower f, or raise federation.fraction."
+        )
+    step = torch.from_numpy(rule.aggregate(updates))
     server = plan.scenario.federation.server_optimizer
     after: Parameters = {}
     for name, part in zip(before, step.split([value.numel() for value in before.values()]), strict=True):

@@ -33,6 +33,16 @@ class Aggregator(Options):
         """mu of the proximal term that receivers add to their loss; 0 for none."""
         return 0.0
 
+    @property
+    def assumed_f(self) -> int | None:
+        """How many malicious updates of a group the rule is set to withstand; None for a rule that assumes nothing."""
+        return None
+
+    @property
+    def least_updates(self) -> int:
+        """The smallest group that the rule works for."""
+        return 1
+
     @abstractmethod
     def aggregate(self, updates: Updates) -> np.ndarray:
         """The combined delta, (d,) float64. Must not change its input nor depend on the receivers' order."""
