@@ -346,6 +346,27 @@ def test_gradients_of_an_attack_are_finite_differences() -> None:
     np.testing.assert_allclose((ahead - behind) / (2 * step), (gradient * along).sum(1), rtol=0.1)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_through_a_quantiser_are_finite_differences_over_many_of_its_steps(bits: int) -> None:
+    """Pixels that arrive are pasted back: the error is that of rounded pixels, whose slope rounding has not."""
+    keys = encoder(transport="digital", payload="pixels", mask_ratio=0.0, selection="uniform", quantiser_bits=bits)
+    link = link_of(**keys)
+    attack = find("attack", "fgsm").model_validate({"objective": {"picture": 1}})
+    problem = LinkProblem(link, Air(link), attack, 10.0, 10.0)  # type: ignore[arg-type]
+    images = link.images
+    generator = torch.Generator().manual_seed(0)
+    delta = 0.25 * (0.5 - images).sign() * torch.rand(images.shape, generator=generator)
+    gradient = problem.gradient({"input": delta}, 0)["input"]
+    way = delta.sign()
+    step = 0.1
+    with torch.no_grad():
+        ahead = problem.objective({"input": delta + step * way}, 0)
+        behind = problem.objective({"input": delta - step * way}, 0)
+    slope = (ahead - behind) / (2 * step)
+    np.testing.assert_allclose((gradient * way).flatten(1).sum(1), slope, rtol=0.03)
+    np.testing.assert_allclose((2 * delta * way).flatten(1).mean(1), slope, rtol=0.03)
+
+
 def test_a_radar_senses_with_the_features_that_are_sent() -> None:
     """Silence where nothing is sent, the same in training and evaluation; a target is found where the SNR is high."""
     plan = plan_of(
