@@ -33,8 +33,8 @@ def unit(direction: Tensor) -> Tensor:
     made 1 first.
     """
     tiny, shape = torch.finfo(direction.dtype).tiny, (-1, *[1] * (direction.dim() - 1))
-    scaled = direction / direction.flatten(1).abs().amax(1).clamp_min(tiny).view(shape)
-    return scaled / energy(scaled).sqrt().clamp_min(tiny).view(shape)
+    scaled = direction / torch.linalg.vector_norm(direction.flatten(1), torch.inf, 1).clamp_min(tiny).view(shape)
+    return scaled / torch.linalg.vector_norm(scaled.flatten(1), 2, 1).clamp_min(tiny).view(shape)
 
 
 def project(delta: Tensor, site: SiteState, psr: float | Tensor, norm: Norm) -> Tensor:
@@ -46,7 +46,7 @@ def project(delta: Tensor, site: SiteState, psr: float | Tensor, norm: Norm) -> 
     if norm == "linf":
         delta = delta.clamp(-limit, limit)
     else:
-        length = energy(delta).sqrt().view_as(limit)
+        length = torch.linalg.vector_norm(delta.flatten(1), 2, 1).view_as(limit)
         delta = delta * (limit / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1.0)
     return clip(delta, site)
 
@@ -55,7 +55,7 @@ def clip(delta: Tensor, site: SiteState) -> Tensor:
     """Clip so that clean + delta stays in [0, 1], where it must."""
     if not site.bounded:
         return delta
-    return torch.minimum(torch.maximum(delta, -site.clean), 1.0 - site.clean)
+    return delta.clamp(*site.room)
 
 
 def fill(direction: Tensor, site: SiteState, target_energy: Tensor) -> Tensor:

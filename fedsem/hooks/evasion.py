@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, model_validator
@@ -43,6 +44,12 @@ class SiteState:
     clean: Tensor
     energy: Tensor
     bounded: bool
+
+    @cached_property
+    def room(self) -> tuple[Tensor, Tensor]:
+        """Least and largest perturbation of each number of a bounded signal, -clean and 1 - clean: kept, for an attack
+        needs them in every step."""
+        return -self.clean, 1 - self.clean
 
 
 class Problem(Protocol):

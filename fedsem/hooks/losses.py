@@ -55,14 +55,15 @@ def _true_and_other(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def differentiate(problem: Problem, delta: Perturbation, step: int, loss: Loss) -> tuple[Tensor, Perturbation]:
     """Loss of every row (B,), and its gradient at every site."""
     values: list[Tensor] = []
-    parts: dict[str, list[Tensor]] = {name: [] for name in delta}
+    # A channels-last encoder gives channels-last gradients, and sums of mixed layouts are slow.
+    gradient = {name: torch.empty_like(value, memory_format=torch.contiguous_format) for name, value in delta.items()}
     for index in problem.batches():
         leaves = {name: value[index].detach().requires_grad_(True) for name, value in delta.items()}
         some = loss(problem, leaves, step, index)
-        for name, gradient in zip(leaves, torch.autograd.grad(some.sum(), list(leaves.values())), strict=True):
-            parts[name].append(gradient)
+        for name, part in zip(leaves, torch.autograd.grad(some.sum(), list(leaves.values())), strict=True):
+            gradient[name][index] = part
         values.append(some.detach())
-    return torch.cat(values), {name: torch.cat(some) for name, some in parts.items()}
+    return torch.cat(values), gradient
 
 
 def measure(problem: Problem, delta: Perturbation, step: int, loss: Loss) -> Tensor:
