@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsem.hooks.poison import Poison, Share
+from fedsem.hooks.poison import Poison, Portion
 from fedsem.registry import register
 from fedsem.streams import Stream
 from fedsem.units import energy, from_db
@@ -35,7 +35,7 @@ class AirPoison(Poison):
     over_air: ClassVar[bool] = True
     accomplices: ClassVar[bool] = False
 
-    samples: Share = 1.0
+    samples: Portion = 1.0
     signal: Literal["shortcut", "noise"] = "shortcut"
     psr_db: float = Field(0.0, ge=-100, le=100)
 

@@ -111,6 +111,12 @@ class GradientInversion(Leakage):
             near = closest(self.receivers, scenario.receivers)
             raise ScenarioError(f"In the scenario, '{path}.receivers': unknown group '{self.receivers}'.{near}")
         victims = self.victims(plan)
+        for seed in scenario.seeds:
+            if victims and {one.id for one in victims} <= plan.accomplices(seed):
+                raise ScenarioError(
+                    f"In the scenario, '{path}.receivers': with seed {seed} all receivers of '{victims[0].group}' work "
+                    "for the adversary; name another group, or lower the fraction of the attacks in 'use.attacks'."
+                )
         if not victims or victims[0].decoder != "group":
             raise ScenarioError(
                 f"In the scenario, '{path}.receivers': the server does not know decoders of policy 'local', through "

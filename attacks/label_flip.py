@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
 from fedsem.errors import ScenarioError, closest
-from fedsem.hooks.poison import Poison, Share
+from fedsem.hooks.poison import Poison, Portion
 from fedsem.registry import register
 from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
@@ -42,7 +42,7 @@ class LabelFlip(Poison):
         tasks: names of tasks whose truth is flipped; empty: every classification task.
     """
 
-    samples: Share = 1.0
+    samples: Portion = 1.0
     mode: Literal["random", "pairwise", "opposite", "targeted"] = "random"
     source: NonNegativeInt | None = None
     target: NonNegativeInt | None = None

@@ -33,7 +33,7 @@ class Noise(Evasion):
     }
 
     def check(self, path: str, plan: Plan) -> None:
-        for key in ("norm", "objective", "targeted"):
+        for key in ("norm", "objective", "targeted", "surrogate", "draws"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ScenarioError(f"In the scenario, '{path}.{key}': noise aims at nothing; remove it.")
         super().check(path, plan)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsem.hooks.budget import fill
 from fedsem.hooks.evasion import SiteState
-from fedsem.hooks.poison import Poison, Share
+from fedsem.hooks.poison import Poison, Portion
 from fedsem.registry import register
 from fedsem.streams import Stream
 from fedsem.units import energy, from_db
@@ -25,7 +25,7 @@ class NoisePoison(Poison):
         psr_db: energy of the noise over that of the image, in dB.
     """
 
-    samples: Share = 1.0
+    samples: Portion = 1.0
     psr_db: float = Field(0.0, ge=-100, le=100)
 
     def poisoned(self, images: Tensor, numbers: Tensor, part: int, parts: int, stream: Stream) -> Tensor:

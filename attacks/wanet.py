@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsem.hooks.poison import Backdoor, Share
+from fedsem.hooks.poison import Backdoor, Portion
 from fedsem.registry import register
 from fedsem.streams import Stream
 
@@ -32,7 +32,7 @@ class WaNet(Backdoor):
         cover: images in noise mode for each poisoned one; 2 in the paper, 0 without that mode.
     """
 
-    samples: Share = 0.1
+    samples: Portion = 0.1
     grid: Annotated[int, Field(ge=2, le=64)] = 4
     strength: PositiveFloat = 0.5
     cover: NonNegativeFloat = 2.0

@@ -13,16 +13,13 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from fedsem.checks import resolve
+from benchmarks.scenario import untrained_link
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.trained import TrainedLink
-from fedsem.federation.state import owner
 from fedsem.hooks.evasion import Evasion
 from fedsem.registry import names
-from fedsem.scenario import check_scenario
 from fedsem.streams import Stream
-from fedsem.training import initial_parameters
 from fedsem.units import from_db
 
 BATCH, STEPS, EPS = 128, 10, 0.05
@@ -57,10 +54,7 @@ class _Network(nn.Module):
 def measure() -> list[dict[str, Any]]:
     """Rows: CPU time for 256 images, one thread, best of 5; ratio to the library."""
     torch.set_num_threads(1)
-    plan = resolve(check_scenario(SCENARIO))
-    shared, decoders = initial_parameters(plan, 0)
-    owned = {(r.id, b): (owner(plan, r, b), decoders[b.key]) for r in plan.receivers for b in r.branches}
-    link = TrainedLink.build(plan, 0, shared, owned)
+    link = untrained_link(SCENARIO)
     air = Air(link)
     network = _Network(link, air.attack(link.listeners[0], 0).noise[0]).eval()
     # Every label is what the network says: torchattacks' APGD leaves out the images that are wrong from the start.

@@ -7,13 +7,9 @@ from typing import Any
 
 import torch
 
-from fedsem.checks import resolve
+from benchmarks.scenario import untrained_link
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.score import Scorer
-from fedsem.evaluation.trained import TrainedLink
-from fedsem.federation.state import owner
-from fedsem.scenario import check_scenario
-from fedsem.training import initial_parameters
 
 SNRS = [0.0, 5.0, 10.0, 15.0, 20.0]
 SCENARIO: dict[str, Any] = {
@@ -32,10 +28,7 @@ SCENARIO: dict[str, Any] = {
 def measure() -> list[dict[str, Any]]:
     """Rows: CPU time of scoring 16 scenes, 32 fades each, at 5 SNRs for 2 tasks, one thread; ratio to SNR by SNR."""
     torch.set_num_threads(1)
-    plan = resolve(check_scenario(SCENARIO))
-    shared, decoders = initial_parameters(plan, 0)
-    owned = {(r.id, b): (owner(plan, r, b), decoders[b.key]) for r in plan.receivers for b in r.branches}
-    link = TrainedLink.build(plan, 0, shared, owned)
+    link = untrained_link(SCENARIO)
     listeners = list(link.listeners)
     Scorer(link, Air(link)).score(listeners, SNRS[:1], {})  # ranks the patches, warms up
     seconds = []

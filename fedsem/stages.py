@@ -29,7 +29,7 @@ from fedsem.federation.history import rows as history_rows
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.files import read_json, replace_file
-from fedsem.plan import Plan, scenario_text
+from fedsem.plan import Plan, plan_of_text, scenario_text
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.registry import Options
 from fedsem.reporting import table
@@ -226,7 +226,7 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     twin = _training(store, without_attack(plan), seed, f"seed{seed}")[1] if has_twin(plan) else None
     surrogates = {}
     for name, attack in surrogates_of(plan.scenario).items():
-        stolen = resolve(surrogate_scenario(plan.scenario, attack))
+        stolen = plan_of_text(scenario_text(surrogate_scenario(plan.scenario, attack)))
         decided, surrogates[name] = _training(store, stolen, surrogate_seed(seed), f"surrogate-seed{seed}")
         measured.append(decided)
     both = json.dumps([key, *measured], sort_keys=True)

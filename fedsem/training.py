@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fedsem.link import Transmitter
 from fedsem.plan import Branch, Plan
-from fedsem.poisoning import Poisoning, Untouched
+from fedsem.poisoning import Poisoning
 from fedsem.scenario import Optimizer, Uniform
+from fedsem.stepping import Untouched
 from fedsem.streams import Stream
 
 log = logging.getLogger(__name__)

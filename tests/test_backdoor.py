@@ -238,7 +238,7 @@ def test_success_is_the_difference_to_a_twin_that_cells_share(tmp_path: Path, mo
     assert triggered["psr_db"].isna().all()
     assert triggered["psr_achieved_db"].nunique() == 1
     assert set(table[table["stage"] == "twin"]["adversary_fraction"]) == {0.0}
-    figure = FIGURES["poisoned_training"]
+    figure = FIGURES["attacked_training"]
     assert not figure.lacks(table, pd.DataFrame())
     drawn = figure.draw(table, pd.DataFrame())
     labels = {label.get_text() for axes in drawn.axes for label in axes.get_yticklabels()}
@@ -246,6 +246,11 @@ def test_success_is_the_difference_to_a_twin_that_cells_share(tmp_path: Path, mo
     dots = [float(np.asarray(line.get_xdata())[0]) for line in drawn.axes[0].lines]
     for value in triggered[triggered["metric"] == "reached"].query("snr_db == 10")["value"]:
         assert any(dot == pytest.approx(100 * value) for dot in dots)
+    # One SNR, which the title names; what there is no room for is told.
+    assert all("SNR 10 dB" in axes.get_title(loc="left").replace("\u00a0", " ") for axes in drawn.axes)
+    monkeypatch.setattr("fedsem.reporting.attacked_training.MOST_LINES", 1)
+    words = " ".join(text.get_text() for text in figure.draw(table, pd.DataFrame()).texts).replace("\n", " ")
+    assert "5 more lines are in the table" in words.replace("\u00a0", " ")
     # Resumed, it is all there; in another run, it is taken.
     again = run({**BACKDOOR, "sweep": sweep}, out=tmp_path / "again", reuse=[results.folder])
     pd.testing.assert_frame_equal(again.table.drop(columns="run_id"), table.drop(columns="run_id"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedsem import run
 from fedsem.checks import resolve
 from fedsem.errors import DataError, ScenarioError
+from fedsem.evaluation import problem as problem_module
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.score import Scorer
@@ -262,6 +263,33 @@ def test_the_least_power_breaks_what_it_says_and_no_more(pair: tuple[TrainedLink
     assert spent.max() <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("objective", [{"label": 2.5}, {"label": 1, "picture": 3}])
+def test_failures_are_a_weighted_mean(pair: tuple[TrainedLink, Air], objective: dict[str, float]) -> None:
+    link, air = pair
+    still = {"input": torch.zeros_like(link.images)}
+
+    def failures(weights: dict[str, float]) -> np.ndarray:
+        return LinkProblem(link, air, attack("pgd", objective=weights), 0.0, 0.0).failures(still, -2, 8).numpy()
+
+    wanted = sum(weight * failures({task: 1}) for task, weight in objective.items()) / sum(objective.values())
+    np.testing.assert_allclose(failures(objective), wanted, rtol=1e-5)
+
+
+def test_an_adversary_without_a_reserve_holds_some_training_images(
+    pair: tuple[TrainedLink, Air], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all fifty thousand of CIFAR-10: evenly spaced ones."""
+    monkeypatch.setattr(problem_module, "MOST_OWN", 7)
+    link, air = pair
+    problem = LinkProblem(link, air, attack("universal", **LABEL), 10.0, 10.0)
+    train = link.plan.dataset.train
+    assert link.plan.dataset.reserve is None
+    assert problem.own == 7
+    held = problem.imagine(torch.arange(7)).sites["input"].clean
+    numbers = np.linspace(0, len(train) - 1, 7).round().astype(int)
+    np.testing.assert_allclose(held.numpy(), train.images[numbers] / np.float32(255), rtol=1e-6)
+
+
 def test_what_fails_without_an_attack_is_not_broken_by_it(pair: tuple[TrainedLink, Air]) -> None:
     """Wrong labels: those examples fail at any power, and say nothing of the least; nor is the grid's PSR exceeded."""
     link, _ = pair
@@ -425,6 +453,8 @@ def test_attacks_transfer_from_a_surrogate(tmp_path: Path) -> None:
         ({"kind": "pgd", "knowledge": {"channel": "csi"}}, "use sites: .air."),
         ({"kind": "pgd", "knowledge": {"weights": "surrogate"}}, "write surrogate: {}"),
         ({"kind": "pgd", "surrogate": {}}, "keep some of them with data.reserve"),
+        ({"kind": "noise", "surrogate": {}}, "'attacks.it.surrogate': noise aims at nothing; remove it"),
+        ({"kind": "noise", "draws": 4}, "'attacks.it.draws': noise aims at nothing; remove it"),
         ({"kind": "pgd", "objective": "joint", "targeted": {"label": 1}}, "harms every task and aims at no goal"),
         ({"kind": "pgd", "objective": "both"}, "objective"),
         (
@@ -480,7 +510,7 @@ def test_right_more_often_than_not_is_counted_by_image(pair: tuple[TrainedLink, 
     assert ((share > 0.5) == (mostly.numerator == 1)).all()
     assert 0 < mostly.numerator.mean() < 1
     assert (mostly.denominator == 1).all()
-    assert replace(mostly).receptions == 1
+    assert mostly.receptions == 1
 
 
 def test_a_grid_scores_the_tasks_that_it_names(tmp_path: Path) -> None:

@@ -356,6 +356,22 @@ def test_ray_gives_the_same_table_as_the_local_engine(local_results: Results, tm
     assert not list((on_ray.folder / "checkpoints").glob("**/.*"))
 
 
+def test_ray_gives_the_same_table_of_attacked_training(tmp_path: Path) -> None:
+    """Poisons, local steps and forged updates reach the workers as they reach the local engine's nodes."""
+    attacks = {
+        "patch": {"kind": "patch", "fraction": 0.8, "targets": {"label": 0}},
+        "toxin": {"kind": "neurotoxin", "fraction": 0.8},
+        "flip": {"kind": "sign_flip", "fraction": 0.2},
+    }
+    grids = [{"attacks": ["none", "patch"], "snr_db": [10]}]
+    evaluation = {"draws": {"attack": 1, "score": 3}, "samples": 1, "grids": grids}
+    attacked = small(attacks=attacks, use={"attacks": list(attacks)}, evaluation=evaluation)
+    local = run(attacked, out=tmp_path / "local")
+    on_ray = run(attacked, ["compute.engine=ray"], out=tmp_path / "ray")
+    pd.testing.assert_frame_equal(comparable(on_ray), comparable(local), check_exact=True)
+    assert (local.table["stage"] == "twin").any()
+
+
 def test_names_of_groups_change_no_number(tmp_path: Path) -> None:
     """Receivers are numbered in the order of their groups, in training and in evaluation alike, and after resuming."""
     groups = [

@@ -483,6 +483,15 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
     assert str(caught.value).endswith(".")
 
 
+def test_a_server_has_nothing_to_learn_from_accomplices() -> None:
+    """Their decoders are left out of the link that is measured."""
+    attacks = {"spy": INVERSION, "flip": {"kind": "label_flip", "fraction": 0.9}}
+    grids = {"grids": [{"attacks": ["spy"], "snr_db": [10]}]}
+    tree = {**FEDERATED, "attacks": attacks, "use": {"attacks": ["flip"]}, "evaluation": grids}
+    with pytest.raises(ScenarioError, match=r"'attacks.spy.receivers': with seed 0 all receivers of 'all' work for"):
+        resolve(check_scenario(tree))
+
+
 @pytest.mark.parametrize("attack", [EVE, INVERSION], ids=["eavesdropper", "gradient_inversion"])
 def test_a_link_that_sends_patches_is_refused(attack: dict[str, Any]) -> None:
     tree = {

@@ -59,6 +59,8 @@ def evaluate(
     Args:
         link: the trained link.
         progress: told how many points are done.
+        twin: the link that was trained with the same seed and without attack; itself where nothing attacked it; None
+            where there is nothing to compare.
         surrogates: links that adversaries have trained, by the attack's name.
     """
     modes = list(dict.fromkeys(mode for grid in link.plan.scenario.evaluation.grids for mode in _modes(link, grid)))
@@ -255,10 +257,10 @@ class _Evaluation:
                     assert seen is not None
                     delta = attack.perturb(seen, self.stream.child("perturb", name))
                     here = self.places(name, problem, psr_db, axes)
-                    twin: dict[Spot, int] = {}
+                    noise: dict[Spot, int] = {}
                     if name != "noise" and here.with_noise:
-                        twin = self.noise_beside(name, attack, delta, problem, here)
-                    self.record(name, attack, delta, problem, here, twin)
+                        noise = self.noise_beside(name, attack, delta, problem, here)
+                    self.record(name, attack, delta, problem, here, noise)
                 self.counter.step()
 
     def problem(self, name: str, attack: Evasion, at: _Where) -> LinkProblem:
@@ -289,8 +291,8 @@ class _Evaluation:
     ) -> dict[Spot, int]:
         """Score noise of the energy that an attack achieved; the numbers of its points."""
         energies = {site: energy(value) for site, value in delta.items()}
-        twin = gaussian(problem.sites, energies, self.stream.child("perturb", "noise"))
-        return self.record("noise", attack, twin, problem, at, {}, beside=name)
+        noise = gaussian(problem.sites, energies, self.stream.child("perturb", "noise"))
+        return self.record("noise", attack, noise, problem, at, {}, beside=name)
 
     def record(
         self,
@@ -324,7 +326,7 @@ class _Evaluation:
                 "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
                 "knowledge": ", ".join(f"{what}: {known}" for what, known in knowledge),
             }
-            if (knowledge.weights, knowledge.signal) != ("none", "statistics") and knowledge.signal == "statistics":
+            if knowledge.weights != "none" and knowledge.signal == "statistics":
                 held = "reserve" if self.link.plan.dataset.reserve else "training images"
                 columns["knowledge"] += f", images: {held}"
             # Who knows neither the link nor the signal, as a jammer, aims at nothing.

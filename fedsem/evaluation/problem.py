@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +24,8 @@ from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
 from fedsem.units import energy
 
+MOST_OWN = 4096
+"""Images of its own, evenly spaced, that an adversary fits a perturbation on: they are encoded and held at once."""
 RECEPTIONS_AT_ONCE = 16384
 """Receptions that are differentiated at once: bounds memory; results do not depend on it beyond rounding."""
 
@@ -155,13 +158,13 @@ class LinkProblem:
 
     def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
         """How badly the objective's tasks fail at each row, (B,)."""
-        parts = []
+        parts, total = [], sum(self.weights.values())
         with torch.no_grad():
             for index in self._batches(draws):
                 here = {name: value[index] for name, value in delta.items()}
                 losses = self._losses(here, step, index, failing=True, draws=draws)
                 parts.append(torch.stack([weight * losses[one] for one, weight in self.weights.items()]).sum(0))
-        return torch.cat(parts)
+        return torch.cat(parts) / total
 
     def batches(self) -> Sequence[slice]:
         """Slices that cut the rows into batches."""
@@ -198,13 +201,15 @@ class LinkProblem:
     def own(self) -> int:
         """How many images the adversary has of its own."""
         dataset = self.link.plan.dataset
-        return len(dataset.reserve or dataset.train)
+        return min(len(dataset.reserve or dataset.train), MOST_OWN)
 
     def imagine(self, images: Tensor) -> LinkProblem:
         """The same link with images of the adversary's own."""
         if "own" not in self._made_once:
-            plan = self.link.plan
-            examples = examples_of(plan.dataset.reserve or plan.dataset.train, plan.device)
+            dataset = self.link.plan.dataset
+            held = dataset.reserve or dataset.train
+            some = np.linspace(0, len(held) - 1, self.own).round().astype(np.int64)
+            examples = examples_of(held.take(some), self.link.plan.device)
             link = replace(self.link, examples=replace(examples, images=examples.images.float() / 255))
             open_eyed = self.attack.model_copy(update={"knowledge": Knowledge()})
             whole = LinkProblem(link, Air(link, "own"), open_eyed, self.snr[False], self.snr[True])

@@ -13,7 +13,7 @@ from fedsem.federation.state import FederationState, RoundRecord, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.step import StepAttack
 from fedsem.plan import Plan, Receiver, asked_per_round
-from fedsem.poisoning import step_attacks
+from fedsem.stepping import step_attacks
 from fedsem.streams import Stream
 from fedsem.training import Parameters, ReceiverTask, Reply
 

@@ -119,7 +119,8 @@ class Problem(Protocol):
 
     @property
     def own(self) -> int:
-        """How many images the adversary has of its own: those of `data.reserve`, or else the training images."""
+        """How many images the adversary has of its own: those of `data.reserve`, or else the training images; at most
+        4,096 of either."""
         ...
 
     def imagine(self, images: Tensor) -> Problem:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from fedsem.plan import Branch, Plan
 
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Portion = Annotated[float, Field(gt=0, le=1)]
+"""A share, in (0, 1]."""
 
 
 class Poison(TrainingAttack):
@@ -42,7 +43,7 @@ class Poison(TrainingAttack):
     over_air: ClassVar[bool] = False
     """Whether it changes what reaches the antenna."""
 
-    samples: Share = 0.5
+    samples: Portion = 0.5
 
     def eligible(self, plan: Plan, labels: np.ndarray) -> np.ndarray:
         """Which images of these classes the attack can use, bool (N,)."""

@@ -1,10 +1,10 @@
-"""The figure of poisoned training: how often triggers reach their goal and what it costs in clean figures, each beside
-the twin that was trained without attack."""
+"""The figure of attacked training: how often triggers reach their goal, and what poisons and forged updates cost in
+clean figures, each beside the twin that was trained without attack."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -30,12 +30,12 @@ CLEAN: dict[Kind, str] = {
 LINE = 0.22
 """Inches of a line of dots."""
 MOST_LINES = 40
-POISONED, TWIN = "Poisoned training", "Same seed, no attack"
+ATTACKED, TWIN = "Attacked training", "Same seed, no attack"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One link at one SNR: its row, and that of its twin."""
+    """One link: its row, and that of its twin."""
 
     label: str
     row: pd.Series
@@ -56,11 +56,12 @@ def lacks(table: pd.DataFrame) -> str:
     """Why there is no such figure; empty where there is one."""
     if (table["stage"] == "twin").any() or table["metric"].fillna("").str.endswith("_vs_twin").any():
         return ""
-    return "no training was poisoned; name a poison or a backdoor in 'use.attacks'"
+    return "no training was attacked; name a poison, a backdoor or a forged update in 'use.attacks'"
 
 
 def draw(table: pd.DataFrame) -> Drawing:
-    """For each task how often its goal was reached under the trigger, and its clean figure."""
+    """For each task how often its goal was reached under the trigger, and its clean figure; at the middle one of the
+    SNRs, the higher one of two."""
     rows, twins = pooled(table, "evaluate"), pooled(table, "twin")
     panels: list[Panel] = []
     for task, kind in task_kinds(table).items():
@@ -70,19 +71,22 @@ def draw(table: pd.DataFrame) -> Drawing:
         clean = mine[(mine["metric"] == CLEAN[kind]) & is_clean(mine) & mine["cell"].isin(compared["cell"])]
         if mine["cell"].isna().all():
             clean = mine[(mine["metric"] == CLEAN[kind]) & is_clean(mine)]
-        name = words.plain(task)
-        found = [("Triggered", "reached", triggered), ("Without trigger", CLEAN[kind], clean)]
-        several = mine[own_snr(kind)].nunique() > 1
-        panels += [
-            Panel(f"{name} · {what}", kind, metric, _lines(part, twins, kind, several))
-            for what, metric, part in found
-            if not part.empty
-        ]
+        found = [("triggered", "reached", triggered), ("without trigger", CLEAN[kind], clean)]
+        if triggered.empty:
+            found = [("", CLEAN[kind], clean)]
+        for what, metric, part in found:
+            if part.empty:
+                continue
+            snrs = sorted(part[own_snr(kind)].unique())
+            snr_db = float(snrs[len(snrs) // 2])
+            title = [words.plain(task), what, words.snr(snr_db, kind == "sensing")]
+            lines = _lines(part[part[own_snr(kind)] == snr_db], twins, kind)
+            panels.append(Panel(" · ".join(word for word in title if word), kind, metric, lines))
     shown = rows[rows["metric"].isin([panel.metric for panel in panels])]
     return _compose(panels, table, shown)
 
 
-def _lines(rows: pd.DataFrame, twins: pd.DataFrame, kind: Kind, several: bool) -> list[Line]:
+def _lines(rows: pd.DataFrame, twins: pd.DataFrame, kind: Kind) -> list[Line]:
     x = own_snr(kind)
     lines = []
     for _, row in rows.iterrows():
@@ -91,8 +95,6 @@ def _lines(rows: pd.DataFrame, twins: pd.DataFrame, kind: Kind, several: bool) -
             parts.append(words.attack_name(str(row["attack"])))
         if rows["receiver"].nunique() > 1:
             parts.append(words.plain(str(row["receiver"])))
-        if several:
-            parts.append(words.snr(float(row[x]), kind == "sensing"))
         label = ", ".join(part for part in parts if part) or "All receivers"
         if pd.notna(row["psr_achieved_db"]):
             label += f" ({words.decibel(round(float(row['psr_achieved_db']), 1))})"
@@ -101,7 +103,7 @@ def _lines(rows: pd.DataFrame, twins: pd.DataFrame, kind: Kind, several: bool) -
         same &= twins["cell"].isna() if pd.isna(row["cell"]) else twins["cell"].eq(row["cell"])
         found = twins[same.fillna(False)]
         lines.append(Line(label, row, None if found.empty else found.iloc[0]))
-    return lines[:MOST_LINES]
+    return lines
 
 
 def _says(label: str, attack: str) -> bool:
@@ -110,6 +112,8 @@ def _says(label: str, attack: str) -> bool:
 
 
 def _compose(panels: Sequence[Panel], table: pd.DataFrame, shown: pd.DataFrame) -> Drawing:
+    left_out = sum(max(0, len(panel.lines) - MOST_LINES) for panel in panels)
+    panels = [replace(panel, lines=panel.lines[:MOST_LINES]) for panel in panels]
     columns = min(2, len(panels))
     grid_rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     heights = [0.75 + LINE * max(len(panel.lines) for panel in row) for row in grid_rows]
@@ -122,9 +126,11 @@ def _compose(panels: Sequence[Panel], table: pd.DataFrame, shown: pd.DataFrame) 
                 _draw(figure, axes, panel, handles)
             for axes in axes_row[len(row) :]:
                 axes.remove()
-        caption = ["Dots with 95\u00a0% intervals. In brackets: the trigger's own PSR."]
-        if not any(panel.metric == "reached" for panel in panels):
-            caption = ["Dots with 95\u00a0% intervals."]
+        caption = ["Dots with 95\u00a0% intervals."]
+        if any(panel.metric == "reached" for panel in panels):
+            caption.append("In brackets: the trigger's own PSR.")
+        if left_out:
+            caption.append(f"{words.count(left_out)} more lines are in the table.")
         if any(panel.kind == "reconstruction" and panel.metric == "reached" for panel in panels):
             caption.append("Of a picture the goal is a small error to the target picture.")
         caption.append(evidence(table, shown).replace("Bands: 95\u00a0% intervals. ", ""))
@@ -139,7 +145,7 @@ def _draw(figure: Drawing, axes: Axes, panel: Panel, handles: dict[str, Any]) ->
     for place, line in zip(places, panel.lines, strict=True):
         for label, row, colour, face, offset in (
             (TWIN, line.twin, GREY, "white", 0.14),
-            (POISONED, line.row, VERMILLION, VERMILLION, -0.14),
+            (ATTACKED, line.row, VERMILLION, VERMILLION, -0.14),
         ):
             if row is None:
                 continue
