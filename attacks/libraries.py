@@ -113,6 +113,12 @@ class _Library(Evasion):
     options: dict[str, Any] = {}
 
     library: ClassVar[str]
+    asks_only: ClassVar[frozenset[str]]
+    """Attacks that use no gradient: they need nothing but the link's answers, or not even these."""
+
+    @classmethod
+    def levels(cls, options: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
+        return {**cls.knows, "weights": ("none",)} if options.get("name") in cls.asks_only else cls.knows
 
     @abstractmethod
     def arguments(self, path: str) -> Mapping[str, Any]:
@@ -217,6 +223,7 @@ class Torchattacks(_Library):
     """
 
     library: ClassVar[str] = "torchattacks"
+    asks_only: ClassVar[frozenset[str]] = frozenset({"Square"})
 
     def arguments(self, path: str) -> Mapping[str, Any]:
         known = budgeted()
@@ -283,6 +290,20 @@ LEFT_OUT = ("GenAttack", "L2BrendelBethgeAttack", "LinfinityBrendelBethgeAttack"
 AIMED = ("BoundaryAttack", "DDNAttack", "HopSkipJumpAttack", "L2CarliniWagnerAttack", "L2FMNAttack", "LInfFMNAttack")
 """Attacks of Foolbox that search for the smallest perturbation, and can be given a target."""
 
+NOISES = (
+    "L2AdditiveGaussianNoiseAttack",
+    "L2AdditiveUniformNoiseAttack",
+    "L2ClippingAwareAdditiveGaussianNoiseAttack",
+    "L2ClippingAwareAdditiveUniformNoiseAttack",
+    "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack",
+    "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack",
+    "L2RepeatedAdditiveGaussianNoiseAttack",
+    "L2RepeatedAdditiveUniformNoiseAttack",
+    "LinfAdditiveUniformNoiseAttack",
+    "LinfRepeatedAdditiveUniformNoiseAttack",
+)
+"""Attacks of Foolbox that add noise, once or until the link is wrong."""
+
 BRIGHTNESS = ("L2ContrastReductionAttack",)
 """Attacks of Foolbox to which the brightness of images means something."""
 
@@ -315,16 +336,7 @@ class Foolbox(_Library):
 
     library: ClassVar[str] = "Foolbox"
     distributions: ClassVar[tuple[str, ...]] = ("foolbox",)
-
-    knows: ClassVar[Mapping[str, tuple[str, ...]]] = {**Evasion.knows, "weights": ("all", "surrogate", "none")}
-
-    def check(self, path: str, plan: Plan) -> None:
-        super().check(path, plan)
-        if self.knowledge.weights == "none" and self.name not in FROM_ELSEWHERE:
-            raise ScenarioError(
-                f"In the scenario, '{path}.knowledge.weights': {self.name} asks for gradients or scores; of Foolbox "
-                f"only {' and '.join(FROM_ELSEWHERE)} work with none."
-            )
+    asks_only: ClassVar[frozenset[str]] = frozenset({*FROM_ELSEWHERE, *NOISES, *BRIGHTNESS})
 
     def arguments(self, path: str) -> Mapping[str, Any]:
         try:

@@ -39,8 +39,10 @@ class Untouched:
         parameters = {
             f"{part}/{name}": value for part, module in modules.items() for name, value in module.named_parameters()
         }
+        # No step moves a buffer.
+        steps = {name: value for name, value in moved.items() if name in parameters}
         for attack in attacks:
-            for name, mask in attack.untouched(dict(moved)).items():
+            for name, mask in attack.untouched(steps).items():
                 value = parameters[name]
                 self.kept.append((value, mask.to(value.device), value.detach().clone()))
 

@@ -481,6 +481,24 @@ def test_what_cannot_be_known_or_aimed_at_is_refused(
         resolve(check_scenario(tree))
 
 
+@pytest.mark.parametrize(("path_loss", "refused"), [(0.0, False), (2.0, True)])
+def test_gains_that_tell_the_distance_are_no_channel_knowledge(path_loss: float, refused: bool) -> None:
+    radar = {"kind": "sensing", "range_bins": 4, "path_loss": path_loss}
+    tree = {
+        **SURROGATES,
+        "channels": {"radar": radar},
+        "tasks": {"target": {"kind": "sensing"}},
+        "receivers": {"all": {"count": 1, "tasks": ["target"], "channel": "radar"}},
+        "attacks": {"it": {"kind": "pgd", "sites": ["air"], "knowledge": {"channel": "csi"}}},
+        "evaluation": {},
+    }
+    if not refused:
+        resolve(check_scenario(tree))
+        return
+    with pytest.raises(ScenarioError, match=r"'attacks.it.knowledge.channel': over 'radar' the gain of the reflected"):
+        resolve(check_scenario(tree))
+
+
 def test_a_surrogate_over_the_air_must_send_as_many_numbers() -> None:
     other = {"encoder": {"kind": "cnn", "channel_uses": 10}}
     made = {"kind": "pgd", "sites": ["air"], "knowledge": {"weights": "surrogate"}, "surrogate": other}

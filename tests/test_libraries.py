@@ -490,7 +490,10 @@ def test_foolbox_leaves_the_logging_of_others_alone() -> None:
         ({"name": "LinfPGD", "objective": {"picture": 1}}, r"attacks\.a\.objective.*exactly one classification task"),
         ({"name": "FGSM", "targeted": {"label": 3}}, r"attacks\.a\.targeted.*FGSM cannot be targeted"),
         ({"name": "LinfDeepFoolAttack", "targeted": {"label": 3}}, r"attacks\.a\.targeted.*cannot be targeted"),
-        ({"name": "LinfPGD", "knowledge": {"weights": "none"}}, r"knowledge\.weights.*LinfPGD asks for gradients"),
+        (
+            {"name": "LinfPGD", "knowledge": {"weights": "none"}},
+            r"knowledge\.weights.*works with all or surrogate, not 'none'",
+        ),
     ],
 )
 def test_what_cannot_work_with_foolbox_is_refused(few: TrainedLink, keys: dict[str, Any], sentence: str) -> None:
@@ -624,3 +627,28 @@ def test_ours_and_the_libraries_are_the_same_over_the_air(few: TrainedLink, name
     assert found[0].abs().max() > 0.1
     for other in found[1:]:
         assert (other - found[0]).abs().max() < 1e-4
+
+
+ASKING = sorted(names("attack")["foolbox"].asks_only)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "norm"),
+    [
+        ("torchattacks", "Square", "linf"),
+        *(("foolbox", name, "linf" if name.startswith("Linf") else "l2") for name in ASKING),
+    ],
+)
+def test_attacks_without_gradients_know_no_weights(few: TrainedLink, library: str, name: str, norm: str) -> None:
+    """They run on a link that gives no gradient, and the table says so."""
+    made = attack(name, norm, library)
+    assert made.knowledge.weights == "none"
+    made.check("attacks.a", few.plan)
+    if library == "foolbox" and name not in ("BoundaryAttack", "HopSkipJumpAttack"):
+        cls = getattr(foolbox.attacks, name)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).requires_grad_(False).eval()
+        seen = foolbox.PyTorchModel(network, bounds=(0, 1))
+        images = torch.rand(2, 3, 2, 2)
+        cls()(seen, images, foolbox.criteria.Misclassification(network(images).argmax(1)), epsilons=0.5)
+    with pytest.raises(ScenarioError, match="works with none, not 'all'"):
+        attack(name, norm, library, knowledge={"weights": "all"}).check("attacks.a", few.plan)

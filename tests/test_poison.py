@@ -27,6 +27,7 @@ from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
+from fedsem.stepping import Untouched
 from fedsem.streams import Stream
 from fedsem.training import ReceiverTask, Reply, train, train_receiver
 
@@ -355,6 +356,20 @@ def test_neurotoxin_leaves_what_the_last_round_moved_most() -> None:
     masks = made.untouched(moved)
     assert masks["a"].tolist() == [[False, True], [False, False]]
     assert masks["b"].tolist() == [True, False, False, False]
+
+
+def test_neurotoxin_counts_what_steps_move_and_no_running_statistics() -> None:
+    plan = poisoned({"patch": {"kind": "patch"}, "toxin": {"kind": "neurotoxin", "top": 0.5}})
+    module = torch.nn.BatchNorm1d(2)
+    moved = {f"shared/{name}": torch.full_like(value, 9.0) for name, value in module.named_buffers()}
+    moved |= {"shared/weight": torch.tensor([2.0, 1.0]), "shared/bias": torch.tensor([0.5, -3.0])}
+    untouched = Untouched(plan, malicious(plan)[0], 3, 2, moved, {"shared": module})
+    with torch.no_grad():
+        module.weight.add_(1)
+        module.bias.add_(1)
+    untouched.restore()
+    assert module.weight.tolist() == [1.0, 2.0]
+    assert module.bias.tolist() == [1.0, 0.0]
 
 
 def test_neurotoxin_is_enforced_in_every_local_step_and_on_the_way_there(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag, model_validator
 from torch import Tensor
 
+from fedsem.channels.sensing import Sensing
 from fedsem.channels.symbols import Symbols
 from fedsem.errors import ScenarioError, closest
 from fedsem.registry import Options, Plugin
@@ -212,7 +213,12 @@ class Evasion(Options):
         given = options.get("knowledge", {}) if isinstance(options, dict) else None
         if not isinstance(given, dict):
             return options
-        return {**options, "knowledge": {what: levels[0] for what, levels in cls.knows.items()} | given}
+        return {**options, "knowledge": {what: levels[0] for what, levels in cls.levels(options).items()} | given}
+
+    @classmethod
+    def levels(cls, options: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
+        """`knows` of the attack with these options."""
+        return cls.knows
 
     @abstractmethod
     def perturb(self, problem: Problem, stream: Stream) -> Perturbation:
@@ -269,16 +275,22 @@ class Evasion(Options):
                 raise ScenarioError(f"In the scenario, '{where}': there is no goal {goal}; choose 0 to {count - 1}.")
 
     def _check_knowledge(self, path: str, plan: Plan) -> None:
+        known = self.levels(self.model_dump())
         for what, level in self.knowledge:
-            if level not in self.knows[what]:
+            if level not in known[what]:
                 raise ScenarioError(
                     f"In the scenario, '{path}.knowledge.{what}': '{self.kind}' works with "
-                    f"{' or '.join(self.knows[what])}, not '{level}'."
+                    f"{' or '.join(known[what])}, not '{level}'."
                 )
         if self.knowledge.channel == "csi" and self.sites != ["air"]:
             raise ScenarioError(
                 f"In the scenario, '{path}.knowledge.channel': what is done to an image comes before the channel is "
                 "there; use sites: [air], or channel: statistics."
+            )
+        if self.knowledge.channel == "csi" and (far := self._distances(plan)):
+            raise ScenarioError(
+                f"In the scenario, '{path}.knowledge.channel': over '{far}' the gain of the reflected path tells how "
+                "far the target is, which is not the channel's; use channel: statistics, or path_loss: 0."
             )
         if self.knowledge.channel == "csi" and plan.scenario.link.encoder.paints:
             raise ScenarioError(
@@ -314,3 +326,13 @@ class Evasion(Options):
                 f"In the scenario, '{path}.surrogate': the adversary trains on images that no receiver holds; keep "
                 "some of them with data.reserve."
             )
+
+    def _distances(self, plan: Plan) -> str:
+        """The objective's first sensing channel whose gain depends on the target's distance; empty: none does."""
+        weights = self.goals(plan)
+        for branch in plan.branches:
+            channel = plan.channel(branch)
+            far = isinstance(channel, Sensing) and channel.path_loss and channel.range_bins > 1
+            if far and weights.get(branch.task):
+                return branch.channel
+        return ""

@@ -91,7 +91,7 @@ class Poison(TrainingAttack):
 
     @property
     def rotation(self) -> float:
-        """Radians by which the symbols at the receiver's antenna are turned."""
+        """Radians by which the symbols at the receiver's antenna are turned; who turns them transmits nothing."""
         return 0.0
 
     def goal(self, plan: Plan, task: str) -> int | None:
