@@ -200,6 +200,26 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True
 
 
 @app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)],
+    attack: Annotated[str, typer.Argument(metavar="ATTACK", hidden=True)],
+    other: Annotated[str, typer.Argument(metavar="OTHER", hidden=True)],
+) -> None:
+    """Print what one attack of a finished run leaves minus what another one leaves.
+
+    RUN_DIR is the run's folder; ATTACK and OTHER are names in its scenario. Differences are paired over images, channel
+    draws and seeds; [ci_low, ci_high] is their 95 % interval.
+    """
+    with _sentences():
+        from fedsem.comparison import compare as compare_attacks
+
+        found = compare_attacks(folder, attack, other).dropna(axis=1, how="all")
+        numbers = ("metric", "value", "other_value", "difference", "ci_low", "ci_high", "n")
+        told = [column for column in found if column in numbers or found[column].nunique() > 1]
+        out.print(found[told].to_string(index=False), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of the scenario, for editors."""
     with _sentences():

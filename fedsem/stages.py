@@ -36,7 +36,7 @@ from fedsem.reporting import table
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import write_samples
 from fedsem.scenario import Scenario, check_scenario
-from fedsem.store import Store, code_of, now
+from fedsem.store import Store, code_of, label_of, now
 from fedsem.surrogate import surrogate_scenario, surrogate_seed, surrogates_of
 from fedsem.sweep import cells
 from fedsem.wanted import weights_of
@@ -84,7 +84,6 @@ def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
     """Every cell's name and plan, checked."""
     plans = []
     for cell in cells(scenario):
-        name = "; ".join(f"{path}={_short(value)}" for path, value in cell.settings.items())
         with cell.named():
             plan = resolve(check_scenario(cell.tree))
             for attack, options in surrogates_of(plan.scenario).items():
@@ -92,15 +91,8 @@ def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
                     resolve(surrogate_scenario(plan.scenario, options))
                 except FedsemError as error:
                     raise ScenarioError(f"With the surrogate of 'attacks.{attack}': {error}") from error
-            plans.append((name, plan))
+            plans.append((cell.name, plan))
     return plans
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "kind" in value:
-        rest = ", ".join(f"{key}: {option}" for key, option in value.items() if key != "kind")
-        return f"{value['kind']}" + (f" ({rest})" if rest else "")
-    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
 def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, reuse: Sequence[Path]) -> list[Unit]:
@@ -217,7 +209,7 @@ def _pretrain(plans: Sequence[tuple[str, Plan]], store: Store, progress: Progres
 
 
 def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
-    label = f"cell{number}-seed{seed}"
+    label = label_of(number, seed)
     key, job = _training(store, plan, seed, f"seed{seed}")
     content = json.loads(job.text)
     measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]

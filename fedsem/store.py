@@ -106,6 +106,19 @@ class Store:
         digest = hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
         return self.folder / kind / f"{label}-{digest}"
 
+    def evaluation(self, cell: int, seed: int) -> Path:
+        """The folder of a finished evaluation.
+
+        Raises:
+            OutputError: it is not finished.
+        """
+        found = list(self.folder.glob(f"stages/evaluate-{label_of(cell, seed)}-*/points.json"))
+        if len(found) != 1:
+            raise OutputError(
+                f"The run in '{self.folder}' is not finished; finish it with: fedsem run --resume {self.folder}"
+            )
+        return found[0].parent
+
     def claim(self, folder: Path, code: str) -> None:
         """Make a stage's folder and write which code computes it: its hash, and the revision for people.
 
@@ -127,6 +140,11 @@ class Store:
         yield
         entry = {"stage": stage, "cell": cell, "seed": seed, "seconds": round(time.perf_counter() - start, 3)}
         self.write_manifest(stages=[*self.manifest["stages"], entry])
+
+
+def label_of(cell: int, seed: int) -> str:
+    """What stages of a cell (from 0) and a seed are called."""
+    return f"cell{cell}-seed{seed}"
 
 
 def code_of(folder: Path) -> dict[str, str | None]:

@@ -21,6 +21,11 @@ class Cell(Strict):
     settings: dict[str, Any]
     tree: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """What the table calls it: the settings; empty where there is no sweep."""
+        return "; ".join(f"{path}={_short(value)}" for path, value in self.settings.items())
+
     @contextmanager
     def named(self) -> Iterator[None]:
         """Errors inside the block say which values of the sweep they belong to."""
@@ -31,6 +36,13 @@ class Cell(Strict):
                 raise
             values = ", ".join(f"sweep.{path} = {shown(value)}" for path, value in self.settings.items())
             raise type(error)(f"With {values}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "kind" in value:
+        rest = ", ".join(f"{key}: {option}" for key, option in value.items() if key != "kind")
+        return f"{value['kind']}" + (f" ({rest})" if rest else "")
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
 def cells(scenario: Scenario) -> list[Cell]:

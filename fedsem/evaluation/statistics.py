@@ -47,6 +47,11 @@ class Measured:
         return float(self.numerator.sum(dtype=np.float64) / self.denominator.sum(dtype=np.float64))
 
     @property
+    def images(self) -> int:
+        """Size of the test set."""
+        return int(self.numerator.shape[1])
+
+    @property
     def n(self) -> int:
         """Images that count, summed over seeds: a miss counts only where a target was drawn."""
         return int(np.count_nonzero(self.denominator))
@@ -68,6 +73,11 @@ class MeasuredPrecision:
         return float(
             np.mean([one.precision(np.ones((1, one.truths.shape[1]), np.float32))[0] for one in self.rankings])
         )
+
+    @property
+    def images(self) -> int:
+        """Size of the test set."""
+        return int(self.rankings[0].truths.shape[1])
 
     @property
     def n(self) -> int:

@@ -64,6 +64,48 @@ def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[di
             yield from _point_rows(chosen, number, seed, bootstraps)
 
 
+ATTACKS_OWN = ("attack", "attack_params", "knowledge", "sites", "targeted", "objective", "norm", "pnr_db", *VARYING)
+"""Columns in which two attacks at the same evaluation point may differ."""
+
+
+def differences(points: Sequence[Sequence[Point]], one: str, other: str) -> Iterator[dict[str, Any]]:
+    """One attack minus another, for all seeds together, wherever both were measured at the same receivers, SNRs and
+    PSR: each metric's value under either, their difference, and its interval, paired over images, channel draws and
+    seeds.
+
+    Args:
+        points: the points of each seed, in the same order for every seed.
+        one, other: names of attacks.
+    """
+
+    compared = [(i, point) for i, point in enumerate(points[0]) if point.columns.get("attack") == other]
+    for number, point in enumerate(points[0]):
+        if point.columns.get("attack") != one:
+            continue
+        for there in [i for i, another in compared if _alike(point, another)]:
+            mine, theirs = [of_seed[number] for of_seed in points], [of_seed[there] for of_seed in points]
+            for metric in point.metrics:
+                if any(metric not in some.metrics for some in (*mine, *theirs)):
+                    continue
+                first, second = _measured(mine, metric), _measured(theirs, metric)
+                if first.n == 0:
+                    continue
+                low, high = Bootstrap(first.images, len(points)).difference(first, second)
+                values = {"value": first.value, "other_value": second.value, "difference": first.value - second.value}
+                yield {**point.columns, "metric": metric, **values, "ci_low": low, "ci_high": high, "n": first.n}
+
+
+def _alike(point: Point, other: Point) -> bool:
+    """Whether two attacks were measured at the same receivers, SNRs and PSR. The SNR of the other kind of tasks stands
+    with those attacks alone that depend on it."""
+    snrs = ("snr_db", "sensing_snr_db")
+    for column in (point.columns.keys() | other.columns.keys()) - set(ATTACKS_OWN):
+        here, there = point.columns.get(column), other.columns.get(column)
+        if here != there and not (column in snrs and None in (here, there)):
+            return False
+    return True
+
+
 def _point_rows(
     points: Sequence[Sequence[Point]], number: int, seed: int | None, bootstraps: dict[tuple[int, int], Bootstrap]
 ) -> Iterator[dict[str, Any]]:
@@ -93,8 +135,7 @@ def _point_rows(
             yield {**columns, "metric": metric, "value": measured.value, "ci_low": measured.value,
                    "ci_high": measured.value}  # fmt: skip
             continue
-        images = len(first.numerator) if isinstance(first, Tally) else first.truths.shape[1]
-        key = (images, len(here))
+        key = (measured.images, len(here))
         if key not in bootstraps:
             bootstraps[key] = Bootstrap(*key)
         bootstrap = bootstraps[key]

@@ -1,0 +1,61 @@
+"""Two attacks of a finished run, paired over the images that both were measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsem.errors import OutputError, closest
+from fedsem.evaluation.point import load_points
+from fedsem.evaluation.tabulate import differences
+from fedsem.scenario import check_scenario
+from fedsem.scenario_file import read_tree
+from fedsem.store import Store
+from fedsem.sweep import cells
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "cell", "stage", "receiver", "task", "channel", "snr_db", "sensing_snr_db", "psr_db", "metric", "value",
+    "other_value", "difference", "ci_low", "ci_high", "n",
+)  # fmt: skip
+
+
+def compare(folder: str | Path, attack: str, other: str) -> pd.DataFrame:
+    """What one attack of a run leaves minus what another one leaves, wherever both were measured at the same SNR and
+    nominal PSR: `difference` with its 95 % interval, paired over images, channel draws and seeds, all seeds together.
+
+    Noise of the energy that an attack achieved stands in the table already (`<metric>_vs_noise`), and so does what it
+    changes (`<metric>_change`).
+
+    Args:
+        folder: the run's folder.
+        attack: name of an attack in the scenario.
+        other: name of another one.
+
+    Returns:
+        Rows of the columns `COLUMNS`; `value` is under `attack`, `other_value` under `other`.
+
+    Raises:
+        OutputError: the folder holds no finished run, the run knows no attack of that name, or it measured the two
+            nowhere alike.
+    """
+    import pandas as pd
+
+    store = Store.open(Path(folder))
+    scenario = check_scenario(read_tree(store.folder / "scenario.yaml"))
+    for name in (attack, other):
+        if name not in scenario.attacks:
+            hint = closest(name, scenario.attacks)
+            raise OutputError(f"The run in '{folder}' has no attack '{name}' in its scenario.{hint}")
+    rows = []
+    for number, cell in enumerate(cells(scenario)):
+        points = [load_points(store.evaluation(number, seed)) for seed in scenario.seeds]
+        rows += [{"cell": cell.name, **row} for row in differences(points, attack, other)]
+    if not rows:
+        raise OutputError(
+            f"The run in '{folder}' measured '{attack}' and '{other}' nowhere at the same SNR and PSR; name both in "
+            "one grid of its scenario."
+        )
+    return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
