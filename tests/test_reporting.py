@@ -636,6 +636,20 @@ def test_targeted_attacks_show_how_often_they_reach_their_goal(nothing: pd.DataF
     assert figure.axes[2].get_ylabel() == "Goal reached (%)"
 
 
+@pytest.mark.parametrize("sites", ["air", "input", "input+air"])
+def test_over_the_air_psr_is_shown_beside_pnr(nothing: pd.DataFrame, sites: str) -> None:
+    """PNR = PSR + SNR, at 10 dB; it means something only for what comes on air alone."""
+    made = {"jam": {"norm": "l2", "sites": sites, "targeted": False, "strength": 0.0}}
+    figure = figures.draw("accuracy_vs_psr", frame(MadeUp(attacks=made, seeds=(0,)).rows()), nothing)
+    above = [child for child in figure.axes[0].child_axes if child.get_xlabel() == "PNR (dB)"]
+    assert len(above) == (sites == "air")
+    assert ("after clipping" in text_of(figure)) == (sites != "air")
+    for axis in above:
+        figure.canvas.draw()
+        np.testing.assert_allclose(axis.get_xlim(), np.add(figure.axes[0].get_xlim(), 10))
+        np.testing.assert_allclose(axis.get_xticks(), figure.axes[0].get_xticks() + 10)
+
+
 def test_training_shows_losses_and_lost_updates(made_up: pd.DataFrame, nothing: pd.DataFrame) -> None:
     figure = figures.draw("training", made_up, nothing)
     titles = [axes.get_title("left") for axes in figure.axes]

@@ -47,7 +47,8 @@ def lacks(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> str:
 
 
 def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
-    """Panels of all attacks over nominal PSR: for each task, link and SNR one for each metric.
+    """Panels of all attacks over nominal PSR, of those over the air over PNR = PSR + SNR too: for each task, link and
+    SNR one for each metric.
 
     Args:
         table: the run's table.
@@ -66,6 +67,7 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
     most = max(1, min(MOST_SNR, MOST_GROUPS // len(families)))
     panels: list[Panel] = []
     chosen, measured = set(), set()
+    on_air = bool((attacked["sites"] == "air").all())
     several, several_made = attacked[x].nunique() > 1, attacked[other].nunique() > 1
     for (task, *_), family in families:
         points = operating_points(family, kind)
@@ -83,7 +85,8 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
             if several_made and here[other].notna().any():
                 title.append(words.snr(float(here[other].dropna().iloc[0]), not sensing))
             heading = " · ".join(part for part in title if part)
-            panels += [_panel(heading, here, calm, level, attackers, kind, metric) for metric in shown]
+            above = ("PNR (dB)", own) if on_air else None
+            panels += [_panel(heading, here, calm, level, attackers, kind, metric, above) for metric in shown]
     caption = [attackers.common]
     if not several:
         snr = words.snr(float(attacked[x].iloc[0]), sensing)
@@ -96,7 +99,8 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
         caption.append(f"Channels: {words.listed(airs(attacked))}.")
     if len(chosen) < len(measured):
         caption.append(f"{len(chosen)} of {len(measured)} SNRs are shown; the table has all.")
-    caption.append("PSR is nominal; the table also has what was achieved after clipping.")
+    if not on_air:
+        caption.append("PSR is nominal; the table also has what was achieved after clipping.")
     caption.append(evidence(table, attacked[attacked["metric"].isin(shown)]))
     return compose(panels, " ".join(part for part in caption if part), group=len(shown))
 
@@ -109,6 +113,7 @@ def _panel(
     attackers: Attackers,
     kind: Kind,
     metric: str,
+    above: tuple[str, float] | None,
 ) -> Panel:
     """All attacks over PSR, with the clean value and what chance or a guess would give as horizontal lines."""
     shown = quantity(metric, kind)
@@ -133,4 +138,4 @@ def _panel(
     if metric.endswith(("_vs_noise", "_change")):
         levels.append(Level(None, 0.0, Stroke(FAINT, "-", "", 0.9)))
     bounds = (0.0, 100.0) if shown.share else None
-    return Panel(title, "PSR (dB)", shown.label, curves, levels, bounds)
+    return Panel(title, "PSR (dB)", shown.label, curves, levels, bounds, above)

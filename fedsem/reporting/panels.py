@@ -80,6 +80,7 @@ class Panel:
         x_label, y_label: with units; panels with one y_label share their limits.
         curves, levels: what is drawn.
         bounds: y never extends beyond these (such as 0 to 100 %).
+        above: label of a second horizontal axis, above, and what is added to x there; None: there is none.
     """
 
     title: str
@@ -88,6 +89,7 @@ class Panel:
     curves: list[Curve]
     levels: list[Level] = field(default_factory=list)
     bounds: tuple[float, float] | None = None
+    above: tuple[str, float] | None = None
 
 
 def compose(panels: Sequence[Panel], caption: str, group: int = 1, alike: bool = True) -> Drawing:
@@ -121,6 +123,8 @@ def compose(panels: Sequence[Panel], caption: str, group: int = 1, alike: bool =
             axes.set_xlim(x_limits[panel.x_label])
             axes.set_ylim(y_limits[i] if alike else _y_limits([panel]))
             _ticks(axes, panel, panel_width - 0.8)
+            if panel.above is not None:
+                _second_axis(axes, *panel.above, named=places[i] < columns)
         handles: dict[str, Any] = {}
         for _, label, handle in sorted(found, key=lambda entry: entry[0]):
             handles.setdefault(label, handle)
@@ -220,3 +224,19 @@ def _ticks(axes: Axes, panel: Panel, width: float) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def _second_axis(axes: Axes, label: str, shift: float, named: bool) -> None:
+    """An axis above, with x + shift at the ticks of x; named in the first row of panels only."""
+
+    def there(x: Any) -> Any:
+        return x + shift
+
+    def back(x: Any) -> Any:
+        return x - shift
+
+    second = axes.secondary_xaxis("top", functions=(there, back))
+    second.set_xticks([float(x) + shift for x in axes.get_xticks()])
+    second.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    if named:
+        second.set_xlabel(label)

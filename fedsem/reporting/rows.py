@@ -32,7 +32,7 @@ FACETS = (
 
 USED = (
     *("seed", "cell", "stage", "round", "task", *FACETS, "snr_db", "sensing_snr_db", "draws"),
-    *("attack", "attack_params", "psr_db", "psr_achieved_db", "metric", "value", "ci_low", "ci_high", "n"),
+    *("attack", "attack_params", "sites", "psr_db", "psr_achieved_db", "metric", "value", "ci_low", "ci_high", "n"),
 )
 """Columns that figures and summaries look at: the others only cost time."""
 
