@@ -636,6 +636,18 @@ def test_targeted_attacks_show_how_often_they_reach_their_goal(nothing: pd.DataF
     assert figure.axes[2].get_ylabel() == "Goal reached (%)"
 
 
+@pytest.mark.parametrize(("lowest", "apart"), [(-60.0, True), (-25.0, False)])
+def test_a_psr_far_below_all_others_does_not_squeeze_them(
+    made_up: pd.DataFrame, nothing: pd.DataFrame, lowest: float, apart: bool
+) -> None:
+    """A check that nothing happens at -60 dB is in the table, and the caption says so."""
+    table = made_up.copy()
+    table.loc[table["psr_db"] == table["psr_db"].min(), "psr_db"] = lowest
+    figure = figures.draw("accuracy_vs_psr", table, nothing)
+    assert ("−60 dB is in the table alone" in text_of(figure)) == apart
+    assert (figure.axes[0].get_xlim()[0] < -55) == (not apart and lowest < -55)
+
+
 @pytest.mark.parametrize("sites", ["air", "input", "input+air"])
 def test_over_the_air_psr_is_shown_beside_pnr(nothing: pd.DataFrame, sites: str) -> None:
     """PNR = PSR + SNR, at 10 dB; it means something only for what comes on air alone."""

@@ -59,6 +59,8 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
     rows = with_words(evaluated(table, kind))
     rows = rows[rows["metric"].isin(metrics)]
     attacked = rows[~is_clean(rows) & rows["psr_db"].notna()]
+    apart = _apart(attacked)
+    attacked = attacked[~attacked["psr_db"].isin(apart)]
     clean, references = rows[is_clean(rows)], pooled(table, "reference")
     shown = [metric for metric in metrics if (attacked["metric"] == metric).any()]
     attackers, links = Attackers(table), Links(attacked)
@@ -99,10 +101,20 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
         caption.append(f"Channels: {words.listed(airs(attacked))}.")
     if len(chosen) < len(measured):
         caption.append(f"{len(chosen)} of {len(measured)} SNRs are shown; the table has all.")
+    if apart:
+        caption.append(f"{words.decibel(apart[0])} is in the table alone.")
     if not on_air:
         caption.append("PSR is nominal; the table also has what was achieved after clipping.")
     caption.append(evidence(table, attacked[attacked["metric"].isin(shown)]))
     return compose(panels, " ".join(part for part in caption if part), group=len(shown))
+
+
+def _apart(attacked: pd.DataFrame) -> list[float]:
+    """The lowest PSR where it lies farther from all others than they do from each other, and by 25 dB at least: a check
+    that nothing happens there would leave no room for what does happen."""
+    psrs = sorted(float(psr) for psr in attacked["psr_db"].unique())
+    lone = len(psrs) > 2 and psrs[1] - psrs[0] >= max(25.0, psrs[-1] - psrs[1])
+    return psrs[:1] if lone else []
 
 
 def _panel(
