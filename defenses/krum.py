@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import NonNegativeInt
 
-from fedsem.hooks.aggregate import Aggregator, Updates
+from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
 
@@ -33,9 +33,10 @@ class Krum(Aggregator):
     def least_updates(self) -> int:
         return 2 * self.f + 3
 
-    def aggregate(self, updates: Updates) -> np.ndarray:
+    def aggregate(self, updates: Updates) -> Aggregate:
         chosen = int(np.argmin(self.scores(updates.deltas)))
-        return np.asarray(updates.deltas[chosen], np.float64)
+        kept = np.arange(len(updates.deltas)) == chosen
+        return Aggregate(np.asarray(updates.deltas[chosen], np.float64), kept)
 
     def scores(self, deltas: np.ndarray) -> np.ndarray:
         """Sum of squared distances of each delta to its nearest others, (n,) float64."""

@@ -193,18 +193,24 @@ def _check_aggregator(plan: Plan) -> None:
     federation = plan.scenario.federation
     if federation.kind != "flower":
         return
-    rule, asked = federation.aggregator, asked_per_round(plan)
-    groups = {"the encoder": asked}
+    asked = asked_per_round(plan)
+    groups = {"shared": asked}
     for receiver in plan.receivers:
         if receiver.decoder == "group":
             for branch in plan.trained_branches(receiver):
-                name = f"the decoder of '{branch.task}'"
-                groups[name] = min(asked, groups.get(name, 0) + 1)
-    for name, members in groups.items():
+                group = f"group/{branch.task}"
+                groups[group] = min(asked, groups.get(group, 0) + 1)
+    for group, members in groups.items():
+        rule = federation.rule(group)
+        for step in federation.pre_aggregators:
+            members = step.left(members)
         if members < rule.least_updates:
+            name = "the encoder" if group == "shared" else f"the decoder of '{group.partition('/')[2]}'"
+            own = group != "shared" and federation.group_aggregator is not None
             raise ScenarioError(
-                f"In the scenario, 'federation.aggregator': '{rule.kind}' with f = {rule.assumed_f} needs at least "
-                f"{rule.least_updates} updates, and {name} has {members} in a round; lower f, or add receivers."
+                f"In the scenario, 'federation.{'group_' if own else ''}aggregator': '{rule.kind}' with f = "
+                f"{rule.assumed_f} needs at least {rule.least_updates} updates, and {name} has {members} in a round; "
+                "lower f, or add receivers."
             )
 
 
@@ -244,7 +250,8 @@ def _check_use(scenario: Scenario) -> None:
 def _check_federation(scenario: Scenario) -> None:
     federation, plain = scenario.federation, Federation()
     if federation.kind == "none":
-        for key in ("aggregator", "server_optimizer", "fraction", "min_receivers"):
+        averaging = ("aggregator", "group_aggregator", "pre_aggregators", "server_optimizer")
+        for key in (*averaging, "fraction", "min_receivers"):
             if getattr(federation, key) != getattr(plain, key):
                 raise ScenarioError(
                     f"In the scenario, 'federation.{key}': the centralised reference (kind: none) averages nothing; "

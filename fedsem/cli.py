@@ -68,6 +68,7 @@ LISTINGS = (
     "partitions",
     "encoders",
     "aggregators",
+    "pre_aggregators",
     "scenarios",
 )
 

@@ -25,7 +25,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from fedsem.errors import FedsemError, closest, shown
 from fedsem.strict import Strict
 
-GROUPS = ("attack", "defense", "channel", "task", "dataset", "partition", "encoder", "aggregator")
+GROUPS = ("attack", "defense", "channel", "task", "dataset", "partition", "encoder", "aggregator", "pre_aggregator")
 """What can be plugged in."""
 
 

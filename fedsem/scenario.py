@@ -190,6 +190,8 @@ class Federation(Strict):
         rounds: how often the receivers train and are averaged.
         fraction: share of the receivers that each round asks.
         aggregator: how their updates are combined.
+        group_aggregator: how those of decoders of policy `group` are combined; null: as the encoder's.
+        pre_aggregators: what is done to the updates before, in order, in every group.
         server_optimizer: the server's step along what the aggregator returned; null: plain averaging.
     """
 
@@ -201,7 +203,13 @@ class Federation(Strict):
     )
     round_timeout_s: PositiveFloat = Field(3600.0, description="on Ray, replies that take longer count as failed")
     aggregator: Annotated[Any, Plugin("aggregator")] = Field({"kind": "fedavg"}, validate_default=True)
+    group_aggregator: Annotated[Any, Plugin("aggregator")] | None = None
+    pre_aggregators: list[Annotated[Any, Plugin("pre_aggregator")]] = []
     server_optimizer: ServerOptimizer | None = None
+
+    def rule(self, group: str) -> Any:
+        """The aggregator of an aggregation group: `shared`, or a decoder's owner."""
+        return self.aggregator if group == "shared" or self.group_aggregator is None else self.group_aggregator
 
 
 class Draws(Strict):

@@ -367,7 +367,7 @@ def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequenc
         for unit in members:
             state = FederationState.load(unit.job.folder)
             assert state is not None
-            rows += [{**common, "seed": unit.job.seed, **row} for row in history_rows(plan, state)]
+            rows += [{**common, "seed": unit.job.seed, **row} for row in history_rows(plan, unit.job.seed, state)]
         points: list[list[Point]] = [load_points(unit.evaluation) for unit in members]
         rows += [{**common, **row} for row in evaluation_rows(points, scenario.seeds)]
     return table.frame(rows)

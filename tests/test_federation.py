@@ -107,7 +107,7 @@ def test_sampling_is_a_function_of_seed_and_round_alone() -> None:
 def test_the_encoder_is_averaged_over_all_receivers_and_decoders_follow_their_policy(plan: Plan) -> None:
     state = FederationState.initial(plan, 3)
     replies = replies_of(plan, state)
-    after = rounds.combine(plan, state, range(5), replies)
+    after = rounds.combine(plan, 3, state, range(5), replies)
     # n_i times the sum of the receiver's task weights: readers 1, the viewer 1.5, watchers 1.
     weights = np.array([reply.examples for reply in replies]) * np.array([1, 1, 1.5, 1, 1])
     for name, before in state.shared.items():
@@ -156,14 +156,14 @@ def test_server_momentum_is_torchs_sgd_on_the_averaged_update(plan: Plan, tmp_pa
     sgd = torch.optim.SGD([v for values in peers.values() for v in values.values()], lr=0.5, momentum=0.8)
     for number in range(3):
         replies = random_replies(plan, state, number)
-        plain = rounds.combine(plan, state, range(5), replies)
+        plain = rounds.combine(plan, 3, state, range(5), replies)
         now = {"encoder": state.shared, "decoder": state.decoders["group/label"]}
         averaged = {"encoder": plain.shared, "decoder": plain.decoders["group/label"]}
         for scope, values in peers.items():
             for name, value in values.items():
                 value.grad = now[scope][name].double() - averaged[scope][name].double()
         sgd.step()
-        state = rounds.combine(moved, state, range(5), replies)
+        state = rounds.combine(moved, 3, state, range(5), replies)
         state.save(tmp_path)
         loaded = FederationState.load(tmp_path)
         assert loaded is not None
@@ -182,14 +182,14 @@ def test_a_server_step_of_one_without_momentum_is_plain_averaging(plan: Plan) ->
     server = {"lr": 1.0, "momentum": 0.0}
     stepping = resolve(load_scenario(small(federation={"rounds": 3, "server_optimizer": server})))
     replies = random_replies(plan, state, 0)
-    plain, stepped = (rounds.combine(one, state, range(5), replies) for one in (plan, stepping))
+    plain, stepped = (rounds.combine(one, 3, state, range(5), replies) for one in (plan, stepping))
     assert all(torch.equal(plain.shared[name], stepped.shared[name]) for name in plain.shared)
 
 
 def test_plain_averaging_is_byzfls_average(plan: Plan) -> None:
     """A peer's mean of equally weighted updates."""
     rows = np.random.default_rng(0).normal(size=(7, 50)).astype(np.float32)
-    ours = plan.scenario.federation.aggregator.aggregate(Updates(rows, np.full(7, 3.0), tuple(range(7))))
+    ours = plan.scenario.federation.aggregator.aggregate(Updates(rows, np.full(7, 3.0), tuple(range(7)))).delta
     np.testing.assert_allclose(ours, byzfl.Average()(rows), rtol=1e-5, atol=1e-6)
 
 
@@ -198,7 +198,7 @@ def test_a_diverged_average_ends_the_run(plan: Plan) -> None:
     wild = resolve(load_scenario(small(federation={"rounds": 3, "server_optimizer": server})))
     state = FederationState.initial(wild, 3)
     with pytest.raises(FederationError, match=r"diverged in round 1: .* lower train.optimizer.lr or federation.server"):
-        rounds.combine(wild, state, range(5), random_replies(wild, state, 0))
+        rounds.combine(wild, 3, state, range(5), random_replies(wild, state, 0))
 
 
 def test_losses_of_one_task_over_two_channels_are_told_apart() -> None:
@@ -213,10 +213,10 @@ def test_losses_of_one_task_over_two_channels_are_told_apart() -> None:
     plan = resolve(load_scenario(two))
     state = FederationState.initial(plan, 3)
     replies = replies_of(plan, state)
-    state = rounds.combine(plan, state, range(4), replies)
+    state = rounds.combine(plan, 3, state, range(4), replies)
     found = {
         (row["task"], row["channel"]): (row["value"], row["n"])
-        for row in history.rows(plan, state)
+        for row in history.rows(plan, 3, state)
         if row["metric"] == "train_loss"
     }
     assert set(found) == {("label", "rayleigh"), ("picture", "rayleigh"), ("label", "awgn"), ("target", "sensing")}
@@ -229,9 +229,9 @@ def test_losses_of_one_task_over_two_channels_are_told_apart() -> None:
 def test_an_update_with_non_finite_values_is_rejected_and_counted(plan: Plan, poison: float) -> None:
     state = FederationState.initial(plan, 3)
     replies = replies_of(plan, state)
-    clean = rounds.combine(plan, state, [0, 2, 3, 4], [replies[i] for i in (0, 2, 3, 4)])
+    clean = rounds.combine(plan, 3, state, [0, 2, 3, 4], [replies[i] for i in (0, 2, 3, 4)])
     replies[1].delta["features.0.bias"][0] = poison
-    after = rounds.combine(plan, state, range(5), replies)
+    after = rounds.combine(plan, 3, state, range(5), replies)
     assert after.history[-1].rejected == {1: "NaN or infinite values"}
     assert all(torch.equal(after.shared[name], clean.shared[name]) for name in clean.shared)
     assert all(bool(value.isfinite().all()) for value in after.shared.values())
@@ -241,7 +241,7 @@ def test_a_poisoned_decoder_alone_is_rejected_too(plan: Plan) -> None:
     state = FederationState.initial(plan, 3)
     replies = replies_of(plan, state)
     next(iter(replies[3].decoders["target@radar"].values()))[0] = float("nan")
-    after = rounds.combine(plan, state, range(5), replies)
+    after = rounds.combine(plan, 3, state, range(5), replies)
     assert list(after.history[-1].rejected) == [3]
     assert all(torch.equal(after.decoders["3/target@radar"][k], v) for k, v in state.decoders["3/target@radar"].items())
 
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_is_rejected_too(plan: Plan) -> None:
     state = FederationState.initial(plan, 3)
     replies = replies_of(plan, state)
     replies[1].losses[next(iter(replies[1].losses))] = float("nan")
-    record = rounds.combine(plan, state, range(5), replies).history[-1]
+    record = rounds.combine(plan, 3, state, range(5), replies).history[-1]
     assert record.rejected == {1: "NaN or infinite values"}
     assert all(math.isfinite(loss) for loss in record.losses.values())
 
@@ -262,10 +262,10 @@ def test_a_reply_of_another_model_is_rejected_and_the_round_goes_on(plan: Plan) 
     del replies[1].delta["features.0.bias"]
     replies[2].decoders.clear()
     lax = dataclasses.replace(plan, scenario=load_scenario(small(federation={"rounds": 3, "min_receivers": 1})))
-    after = rounds.combine(lax, state, range(5), replies)
+    after = rounds.combine(lax, 3, state, range(5), replies)
     shapes, decoders = "parameters of other names or shapes", "not the decoders and losses of its tasks"
     assert after.history[-1].rejected == {0: shapes, 1: shapes, 2: decoders}
-    alone = rounds.combine(lax, state, [3, 4], replies[3:])
+    alone = rounds.combine(lax, 3, state, [3, 4], replies[3:])
     assert all(torch.equal(after.shared[name], alone.shared[name]) for name in alone.shared)
 
 
@@ -273,7 +273,7 @@ def test_receivers_that_fail_or_stay_silent_are_counted(plan: Plan) -> None:
     state = FederationState.initial(plan, 3)
     replies = replies_of(plan, state)
     replies[0] = Reply(0, error="RuntimeError: broken")
-    after = rounds.combine(plan, state, range(5), [reply for reply in replies if reply.receiver != 4])
+    after = rounds.combine(plan, 3, state, range(5), [reply for reply in replies if reply.receiver != 4])
     assert after.history[-1].failed == {0: "RuntimeError: broken", 4: "no reply"}
 
 
@@ -281,13 +281,13 @@ def test_too_few_valid_replies_end_the_run(plan: Plan) -> None:
     state = FederationState.initial(plan, 3)
     broken = [Reply(number, error="RuntimeError: broken") for number in range(3)]
     with pytest.raises(FederationError, match=r"only 2 of 5 receivers .* needs 3 .*RuntimeError: broken"):
-        rounds.combine(plan, state, range(5), [*broken, *replies_of(plan, state)[3:]])
+        rounds.combine(plan, 3, state, range(5), [*broken, *replies_of(plan, state)[3:]])
 
 
 def test_order_of_replies_changes_nothing(plan: Plan) -> None:
     state = FederationState.initial(plan, 3)
     replies = replies_of(plan, state)
-    one, other = (rounds.combine(plan, state, range(5), order) for order in (replies, replies[::-1]))
+    one, other = (rounds.combine(plan, 3, state, range(5), order) for order in (replies, replies[::-1]))
     assert all(torch.equal(one.shared[name], other.shared[name]) for name in one.shared)
 
 
@@ -328,7 +328,7 @@ def test_checkpoints_come_back_exactly_and_leave_no_debris(plan: Plan, tmp_path:
     state = FederationState.initial(plan, 3)
     state.optimizer = {"0.exp_avg": torch.randn(3), "0.step": torch.tensor(4.0)}
     state.save(tmp_path)
-    after = rounds.combine(plan, state, range(5), replies_of(plan, state))
+    after = rounds.combine(plan, 3, state, range(5), replies_of(plan, state))
     after.save(tmp_path)
     loaded = FederationState.load(tmp_path)
     assert loaded is not None

@@ -251,7 +251,7 @@ def test_a_run_gives_what_direct_calls_give(options: dict[str, Any], tmp_path: P
     state = FederationState.initial(plan, 3)
     replies = train(plan, rounds.tasks(plan, state, plan.partition(3), 3, range(5)))
     assert all(reply.error is None for reply in replies)
-    expected = rounds.combine(plan, state, range(5), replies)
+    expected = rounds.combine(plan, 3, state, range(5), replies)
     # The last round's code hash is the poisoned cell's: the twin has no malicious updates in its history.
     states = [FederationState.load(path) for path in (folder / "checkpoints").iterdir()]
     (found,) = [one for one in states if one is not None and one.history[-1].malicious]
@@ -378,7 +378,7 @@ def test_neurotoxin_is_enforced_in_every_local_step_and_on_the_way_there(tmp_pat
     partition = plan.partition(3)
     tasks = rounds.tasks(plan, state, partition, 3, range(5))
     assert not any(task.moved for task in tasks)
-    after = rounds.combine(plan, state, range(5), train(plan, tasks))
+    after = rounds.combine(plan, 3, state, range(5), train(plan, tasks))
     after.save(tmp_path)
     loaded = FederationState.load(tmp_path)
     assert loaded is not None
@@ -418,17 +418,17 @@ def test_a_resumed_neurotoxin_run_gives_the_same_numbers(tmp_path: Path) -> None
     broken: FederationState | None = None
     for _ in range(3):
         replies = train(plan, rounds.tasks(plan, state, plan.partition(3), 3, range(5)))
-        state = rounds.combine(plan, state, range(5), replies)
+        state = rounds.combine(plan, 3, state, range(5), replies)
         if state.round == 2:
             state.save(tmp_path)
             broken = FederationState.load(tmp_path)
     assert broken is not None
     replies = train(plan, rounds.tasks(plan, broken, plan.partition(3), 3, range(5)))
-    again = rounds.combine(plan, broken, range(5), replies)
+    again = rounds.combine(plan, 3, broken, range(5), replies)
     assert all(torch.equal(value, again.shared[name]) for name, value in state.shared.items())
     assert plan.training_attacks  # a plain run keeps nothing of the kind
     honest = poisoned({})
-    assert not rounds.combine(honest, FederationState.initial(honest, 3), range(5), replies_of(honest)).moved
+    assert not rounds.combine(honest, 3, FederationState.initial(honest, 3), range(5), replies_of(honest)).moved
 
 
 def replies_of(plan: Plan) -> list[Reply]:

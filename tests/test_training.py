@@ -122,7 +122,7 @@ def one_round(plan: Plan, partition: Sequence[np.ndarray]) -> tuple[FederationSt
     everyone = list(range(len(plan.receivers)))
     replies = train(plan, rounds.tasks(plan, before, partition, 0, everyone))
     # Replies arrive in any order.
-    return before, replies, rounds.combine(plan, before, everyone, replies[::-1])
+    return before, replies, rounds.combine(plan, 3, before, everyone, replies[::-1])
 
 
 def test_one_sgd_step_of_ten_unequal_receivers_is_one_pooled_step() -> None:

@@ -197,7 +197,7 @@ def test_malicious_receivers_send_what_the_attack_makes_of_the_honest_ones() -> 
     together = [number for number in bad if number < 3]
     assert realised == {"shared": [2, 5]} | ({"group/label": [len(together), 3]} if together else {})
     # With as many as m / f turned threefold the mean is (3 - 2 * 3) / 5 of the honest one.
-    combined = rounds.combine(plan, state, range(5), sent)
+    combined = rounds.combine(plan, 3, state, range(5), sent)
     weights = {reply.receiver: reply.examples for reply in replies}
     for name, value in combined.shared.items():
         total = sum(weights[reply.receiver] * reply.delta[name].double() for reply in sent) / sum(weights.values())
@@ -246,7 +246,7 @@ def test_broken_updates_are_rejected(value: str) -> None:
     plan = resolve(check_scenario(tree))
     state = FederationState.initial(plan, 3)
     sent, present = forged_replies(plan, 3, state, replies_of(plan, state))
-    after = rounds.combine(plan, state, range(5), sent)
+    after = rounds.combine(plan, 3, state, range(5), sent)
     assert sorted(after.history[-1].rejected) == list(plan.scenario.attacks["flip"].malicious(5, 3))
     assert not present
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedsem.federation.rounds import fault, shared_weight
+from fedsem.federation.rounds import aggregated, fault, remembered, shared_weight
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
@@ -67,6 +67,7 @@ def _forge(
     bad = set(attack.malicious(len(plan.receivers), seed))
     changed = {reply.receiver: reply for reply in answered if reply.receiver in bad}
     stream = Stream(seed).child("forge", state.round + 1)
+    drawn = Stream(seed).child("aggregate", state.round + 1)
 
     def forge(
         group: str, sent: dict[int, Parameters], names: list[str], weights: dict[int, float]
@@ -81,8 +82,8 @@ def _forge(
             rows = np.zeros((len(order), forgeries.shape[1]), np.float32)
             rows[[order.index(who) for who in honest]] = seen.honest
             rows[[order.index(who) for who in own]] = forgeries
-            rule = plan.scenario.federation.aggregator
-            return np.asarray(rule.aggregate(Updates(rows, counted, tuple(order))), np.float64)
+            updates = Updates(rows, counted, tuple(order), remembered(state, group), drawn.child(group))
+            return aggregated(plan.scenario.federation, group, updates).delta
 
         seen = Seen(
             _rows([sent[who] for who in honest], names),

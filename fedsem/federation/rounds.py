@@ -10,9 +10,10 @@ import torch
 
 from fedsem.errors import FederationError
 from fedsem.federation.state import FederationState, RoundRecord, owner
-from fedsem.hooks.aggregate import Updates
+from fedsem.hooks.aggregate import Aggregate, Updates, combined
 from fedsem.hooks.step import StepAttack
 from fedsem.plan import Plan, Receiver, asked_per_round
+from fedsem.scenario import Federation
 from fedsem.stepping import step_attacks
 from fedsem.streams import Stream
 from fedsem.training import Parameters, ReceiverTask, Reply
@@ -60,7 +61,9 @@ def _moved(plan: Plan, state: FederationState, seed: int, number: int) -> Parame
     return {f"{parts[who]}/{name}": state.moved[path] for path, (who, _, name) in split.items() if who in parts}
 
 
-def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: Sequence[Reply]) -> FederationState:
+def combine(
+    plan: Plan, seed: int, state: FederationState, asked: Sequence[int], replies: Sequence[Reply]
+) -> FederationState:
     """The state after a round.
 
     The encoder is averaged over all valid replies, a receiver counting n_i * sum of its task weights; decoders of
@@ -93,10 +96,8 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
             f"Round {record.round}: only {len(valid)} of {len(asked)} receivers sent a valid update and "
             f"federation.min_receivers needs {required} ({reasons}); run.log has the details."
         )
-    velocity = dict(state.optimizer)
-    shared = _aggregate(
-        plan,
-        velocity,
+    server = _Server(plan, seed, state, record)
+    shared = server.step(
         "shared",
         state.shared,
         [reply.delta for reply in valid],
@@ -115,9 +116,7 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
                 decoders[who] = parameters
     for who, members in groups.items():
         before = state.decoders[who]
-        decoders[who] = _aggregate(
-            plan,
-            velocity,
+        decoders[who] = server.step(
             who,
             before,
             [{name: value - before[name] for name, value in parameters.items()} for _, parameters in members],
@@ -136,7 +135,8 @@ def combine(plan: Plan, state: FederationState, asked: Sequence[int], replies: S
     if any(isinstance(attack, StepAttack) for attack in plan.training_attacks):
         pairs = [("shared", shared, state.shared), *((who, decoders[who], state.decoders[who]) for who in groups)]
         moved = {f"{who}/{name}": value - before[name] for who, after, before in pairs for name, value in after.items()}
-    return FederationState(state.round + 1, shared, decoders, velocity, [*state.history, record], moved)
+    history = [*state.history, record]
+    return FederationState(state.round + 1, shared, decoders, server.velocity, history, moved, server.memory)
 
 
 def shared_weight(plan: Plan, reply: Reply) -> float:
@@ -144,38 +144,82 @@ def shared_weight(plan: Plan, reply: Reply) -> float:
     return reply.examples * sum(plan.task(branch).weight for branch in plan.receivers[reply.receiver].branches)
 
 
-def _aggregate(
-    plan: Plan,
-    velocity: Parameters,
-    what: str,
-    before: Parameters,
-    deltas: list[Parameters],
-    weights: list[float],
-    receivers: list[int],
-) -> Parameters:
-    """The parameters `what` after the server's step; their `velocity` is brought up to date."""
-    if not before:  # such as the picture that a MAE paints: nothing to learn
-        return {}
-    rows = np.stack([np.concatenate([delta[name].numpy().ravel() for name in before]) for delta in deltas])
-    updates = Updates(rows, np.asarray(weights, dtype=np.float64), tuple(receivers))
-    rule = plan.scenario.federation.aggregator
-    if len(rows) < rule.least_updates:
-        raise FederationError(
-            f"'{rule.kind}' with f = {rule.assumed_f} needs at least {rule.least_updates} valid updates, and '{what}' "
-            f"has {len(rows)} in this round; lower f, or raise federation.fraction."
+class _Server:
+    """What the server does in a round: combines each group's deltas and steps along them.
+
+    Attributes:
+        velocity: of its optimiser, brought up to date.
+        memory: what the rules remember, brought up to date.
+    """
+
+    def __init__(self, plan: Plan, seed: int, state: FederationState, record: RoundRecord) -> None:
+        self.federation, self.state, self.record = plan.scenario.federation, state, record
+        self.stream = Stream(seed).child("aggregate", state.round + 1)
+        self.velocity, self.memory = dict(state.optimizer), dict(state.memory)
+
+    def step(
+        self,
+        group: str,
+        before: Parameters,
+        deltas: list[Parameters],
+        weights: list[float],
+        receivers: list[int],
+    ) -> Parameters:
+        """The parameters of an aggregation group after the server's step."""
+        if not before:  # such as the picture that a MAE paints: nothing to learn
+            return {}
+        rows = np.stack([np.concatenate([delta[name].numpy().ravel() for name in before]) for delta in deltas])
+        made = aggregated(
+            self.federation,
+            group,
+            Updates(
+                rows,
+                np.asarray(weights, dtype=np.float64),
+                tuple(receivers),
+                remembered(self.state, group),
+                self.stream.child(group),
+            ),
         )
-    step = torch.from_numpy(rule.aggregate(updates))
-    server = plan.scenario.federation.server_optimizer
-    after: Parameters = {}
-    for name, part in zip(before, step.split([value.numel() for value in before.values()]), strict=True):
-        moved = part.view_as(before[name])
-        if server is not None:
-            # By name: a checkpoint does not keep the order of the parameters.
-            entry = f"{what}/{name}"
-            velocity[entry] = moved + server.momentum * velocity[entry] if entry in velocity else moved.clone()
-            moved = server.lr * velocity[entry]
-        after[name] = (before[name].double() + moved).float()
-    return after
+        self.memory |= {f"{group}/{name}": torch.from_numpy(np.asarray(value)) for name, value in made.memory.items()}
+        if made.kept is not None:
+            self.record.dropped[group] = [who for who, kept in zip(receivers, made.kept, strict=True) if not kept]
+        step, after = torch.from_numpy(made.delta), {}
+        for name, part in zip(before, step.split([value.numel() for value in before.values()]), strict=True):
+            moved = part.view_as(before[name])
+            if (server := self.federation.server_optimizer) is not None:
+                # By name: a checkpoint does not keep the order of the parameters.
+                entry = f"{group}/{name}"
+                known = entry in self.velocity
+                self.velocity[entry] = moved + server.momentum * self.velocity[entry] if known else moved.clone()
+                moved = server.lr * self.velocity[entry]
+            after[name] = (before[name].double() + moved).float()
+        return after
+
+
+def remembered(state: FederationState, group: str) -> dict[str, np.ndarray]:
+    """What the rule of an aggregation group remembers of the round before."""
+    return {
+        path.removeprefix(f"{group}/"): value.numpy()
+        for path, value in state.memory.items()
+        if path.rpartition("/")[0] == group
+    }
+
+
+def aggregated(federation: Federation, group: str, updates: Updates) -> Aggregate:
+    """What the group's rule makes of its updates, after the pre-aggregators.
+
+    Raises:
+        FederationError: there are fewer than the rule needs.
+    """
+    rule, count = federation.rule(group), len(updates.deltas)
+    for step in federation.pre_aggregators:
+        count = step.left(count)
+    if count < rule.least_updates:
+        raise FederationError(
+            f"'{rule.kind}' with f = {rule.assumed_f} needs at least {rule.least_updates} valid updates, and '{group}' "
+            f"has {count} in this round; lower f, or raise federation.fraction."
+        )
+    return combined(rule, federation.pre_aggregators, updates)
 
 
 def fault(plan: Plan, state: FederationState, reply: Reply) -> str | None:

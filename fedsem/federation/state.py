@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from fedsem.files import read_json, reading, replace_file
 from fedsem.plan import Branch, Plan, Receiver
@@ -28,6 +29,7 @@ class RoundRecord:
         rejected: receivers whose update was refused, and why.
         losses: training loss over the last local epoch, by branch key: mean over receivers, weighted by images.
         examples: images behind each of `losses`.
+        dropped: by aggregation group receivers whose updates its rule left out; a rule that chooses none has no entry.
         malicious: by aggregation group (`shared`, or a decoder's owner) valid updates of malicious receivers, and all.
         bytes_up: parameters sent by receivers, in bytes.
         bytes_down: parameters sent to receivers, in bytes.
@@ -40,6 +42,7 @@ class RoundRecord:
     losses: dict[str, float] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     malicious: dict[str, list[int]] = field(default_factory=dict)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -57,6 +60,7 @@ class FederationState:
         history: one record for each round.
         moved: how far the last round moved what the server averages, by `shared/NAME` or `OWNER/NAME`; kept where an
             attack of some receivers looks at it.
+        memory: what the aggregation rules remember, by `GROUP/NAME`.
     """
 
     round: int
@@ -65,6 +69,7 @@ class FederationState:
     optimizer: Parameters = field(default_factory=dict)
     history: list[RoundRecord] = field(default_factory=list)
     moved: Parameters = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def initial(cls, plan: Plan, seed: int) -> FederationState:
@@ -89,6 +94,7 @@ class FederationState:
             tensors |= {f"decoder/{who}/{name}": value for name, value in parameters.items()}
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.items()}
         tensors |= {f"moved/{name}": value for name, value in self.moved.items()}
+        tensors |= {f"memory/{name}": value for name, value in self.memory.items()}
         target = folder / f"state-{self.round:05d}.safetensors"
         replace_file(target, save(tensors))
         index = {
@@ -130,6 +136,8 @@ class FederationState:
                 state.optimizer[name] = value
             elif scope == "moved":
                 state.moved[name] = value
+            elif scope == "memory":
+                state.memory[name] = value
             else:
                 who, _, parameter = name.rpartition("/")
                 state.decoders.setdefault(who, {})[parameter] = value

@@ -64,7 +64,7 @@ class ReceiverStrategy(FedAvg):
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         received = [reply for message in valid for reply in decode_replies(message.content)]
         received, malicious = forged(self.plan, self.job.seed, self.state, received)
-        self.state = combine(self.plan, self.state, self.asked, received)
+        self.state = combine(self.plan, self.job.seed, self.state, self.asked, received)
         record = self.state.history[-1]
         record.malicious.update(malicious)
         for trouble, who in (("failed", record.failed), ("rejected", record.rejected)):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedsem.registry import Options
+from fedsem.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,33 @@ class Updates:
     """Deltas of one aggregation group: what receivers changed, never their weights.
 
     Attributes:
-        deltas: (n, d) float32, one row for each receiver, sorted by receiver.
+        deltas: (n, d) float32, one row for each receiver, sorted by receiver; finite.
         weights: (n,) float64, positive: how much each receiver counts.
         receivers: their ids.
+        memory: what the rule remembered of this group in the round before (`Aggregate.memory`); empty in the first.
+        stream: random, by seed, round and group.
     """
 
     deltas: np.ndarray
     weights: np.ndarray
     receivers: tuple[int, ...]
+    memory: Mapping[str, np.ndarray] = field(default_factory=dict)
+    stream: Stream = field(default_factory=lambda: Stream(0))
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What a rule makes of the deltas.
+
+    Attributes:
+        delta: the combined delta, (d,) float64.
+        kept: which deltas it took part of, (n,) bool; None for a rule that chooses none.
+        memory: arrays by name that the rule wants to see in the next round; they are part of the checkpoint.
+    """
+
+    delta: np.ndarray
+    kept: np.ndarray | None = None
+    memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Aggregator(Options):
@@ -44,5 +65,28 @@ class Aggregator(Options):
         return 1
 
     @abstractmethod
-    def aggregate(self, updates: Updates) -> np.ndarray:
-        """The combined delta, (d,) float64. Must not change its input nor depend on the receivers' order."""
+    def aggregate(self, updates: Updates) -> Aggregate:
+        """The combined delta. Must not change its input nor depend on the receivers' order."""
+
+
+class PreAggregator(Options):
+    """Changes deltas before a rule combines them."""
+
+    def left(self, count: int) -> int:
+        """How many deltas come out of so many."""
+        return count
+
+    @abstractmethod
+    def prepare(self, updates: Updates) -> Updates:
+        """The changed deltas; of another number of them, without the receivers' ids. Must not change its input."""
+
+
+def combined(rule: Aggregator, before: Sequence[PreAggregator], updates: Updates) -> Aggregate:
+    """What a rule makes of deltas that went through pre-aggregators, in their order."""
+    prepared = updates
+    for step in before:
+        prepared = step.prepare(prepared)
+    made = rule.aggregate(prepared)
+    if len(prepared.deltas) == len(updates.deltas):
+        return made
+    return Aggregate(made.delta, None, made.memory)

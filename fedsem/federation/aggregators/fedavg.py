@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsem.hooks.aggregate import Aggregator, Updates
+from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
 
@@ -13,8 +13,8 @@ class FedAvg(Aggregator):
     """sum_i w_i delta_i / sum_i w_i in float64 (McMahan et al., Communication-Efficient Learning of Deep Networks from
     Decentralized Data, 2017), with w_i = n_i * (sum of the receiver's task weights) for the shared encoder."""
 
-    def aggregate(self, updates: Updates) -> np.ndarray:
+    def aggregate(self, updates: Updates) -> Aggregate:
         total = np.zeros(updates.deltas.shape[1])
         for weight, delta in zip(updates.weights / updates.weights.sum(), updates.deltas, strict=True):
             total += weight * delta
-        return total
+        return Aggregate(total)
