@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from fedsem.hooks.budget import ascent, project, radius
+from fedsem.hooks.budget import ascent, inside, project, radius
 from fedsem.hooks.evasion import Evasion, Perturbation, Problem, SiteState
 from fedsem.registry import register
 from fedsem.streams import Stream
@@ -44,11 +44,4 @@ class Pgd(Evasion):
         """Zero, or a point drawn uniformly from the ball (clipped to the image range)."""
         if not self.random_start:
             return torch.zeros_like(site.clean)
-        generator = stream.torch()
-        limit, size = radius(site, psr, self.norm), site.clean[0].numel()
-        if self.norm == "linf":
-            point = 2 * torch.rand(site.clean.shape, generator=generator).to(site.clean.device) - 1
-            return project(limit * point, site, psr, self.norm)
-        point = ascent(torch.randn(site.clean.shape, generator=generator).to(site.clean.device), "l2")
-        depth = torch.rand(len(site.clean), generator=generator).to(site.clean.device).pow(1 / size)
-        return project(limit * point * depth.view_as(limit), site, psr, self.norm)
+        return inside(site, psr, self.norm, stream.torch())

@@ -9,6 +9,7 @@ from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.evasion import Evasion
 from fedsem.hooks.leakage import Leakage
+from fedsem.hooks.loss import LossDefense
 from fedsem.hooks.poison import Backdoor
 from fedsem.hooks.update import UpdateAttack
 from fedsem.models.mae_encoder import MaeOptions
@@ -64,6 +65,8 @@ def _check_networks(plan: Plan) -> None:
     _check_aggregator(plan)
     for name, attack in scenario.attacks.items():
         attack.check(f"attacks.{name}", plan)
+    for name, defense in scenario.defenses.items():
+        defense.check(f"defenses.{name}", plan)
 
 
 def _check_channels(scenario: Scenario) -> None:
@@ -233,9 +236,14 @@ def _check_use(scenario: Scenario) -> None:
             f"In the scenario, 'use.attacks': '{scenario.use.attacks[0]}' is an attack of some receivers, and the "
             "centralised reference has none; use federation.kind: flower."
         )
-    if scenario.use.defenses:
+    for name in scenario.use.defenses:
+        if not isinstance(scenario.defenses[name], LossDefense):
+            raise ScenarioError(f"In the scenario, 'use.defenses': '{name}' does not act in training; leave it out.")
+    if len(scenario.use.defenses) > 1:
+        first, second = scenario.use.defenses[:2]
         raise ScenarioError(
-            f"In the scenario, 'use.defenses': '{scenario.use.defenses[0]}' does not act in training; leave it out."
+            f"In the scenario, 'use.defenses': '{first}' and '{second}' would both say what receivers minimise; name "
+            "one, and sweep over them with sweep.use.defenses."
         )
     for i, grid in enumerate(scenario.evaluation.grids):
         for name in grid.attacks:

@@ -15,6 +15,7 @@ from fedsem.channels.channel import Channel
 from fedsem.data.dataset import Dataset, Split
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
+from fedsem.hooks.loss import LossDefense
 from fedsem.link import Transmitter
 from fedsem.models.detector_loss import truth_of
 from fedsem.models.encoder import ImageFormat
@@ -110,6 +111,12 @@ class Plan:
     def training_attacks(self) -> tuple[TrainingAttack, ...]:
         """The attacks that act in training."""
         return tuple(self.scenario.attacks[name] for name in self.scenario.use.attacks)
+
+    @cached_property
+    def loss_defense(self) -> LossDefense | None:
+        """The defense that changes what receivers minimise."""
+        named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
+        return next((defense for defense in named if isinstance(defense, LossDefense)), None)
 
     def accomplices(self, seed: int) -> frozenset[int]:
         """Receivers that work for an adversary in training: what their own decoders say is nobody's loss."""

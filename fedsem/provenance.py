@@ -36,6 +36,7 @@ def training_code(plan: Plan) -> str:
     scenario uses in training wherever they come from, and the versions of the numerical libraries."""
     content = plan.scenario
     active = [content.attacks[name] for name in content.use.attacks]
+    active += [content.defenses[name] for name in content.use.defenses]
     return _hash(_TRAINING, [content.data, content.link, content.channels, content.tasks, content.federation, active])
 
 

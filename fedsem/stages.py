@@ -359,7 +359,7 @@ def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequenc
             "scenario": scenario.name,
             "run_id": store.run_id,
             "cell": cell,
-            "defense": "none",
+            "defense": "+".join(plan.scenario.use.defenses) or "none",
             "adversary_fraction": _malicious_share(plan),
             "aggregator": federation.aggregator.kind if federation.kind == "flower" else "none",
             "f_assumed": federation.aggregator.assumed_f if federation.kind == "flower" else None,

@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsem.channels.channel import Realisation
+from fedsem.hooks.evasion import Perturbation, SiteState
 from fedsem.link import Transmitter
 from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
 from fedsem.scenario import Optimizer, Uniform
 from fedsem.stepping import Untouched
 from fedsem.streams import Stream
+from fedsem.tasks.task import Examples
+from fedsem.units import energy
 
 log = logging.getLogger(__name__)
 Parameters = dict[str, Tensor]
@@ -128,7 +132,7 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     Its loss is sum_t lambda_t L_t / sum_t lambda_t over its branches, plus mu/2 ||w - w_global||^2 over the encoder:
     normalised, because lambda also weighs the receiver in the shared average (design section 4). Decoders of tasks with
     lambda = 0 learn from L_t, of which no gradient goes further back. A malicious receiver learns from what its attacks
-    make of its samples.
+    make of its samples. A defense of the hook `loss` minimises something else in place of the loss.
     """
     config, device = plan.scenario.train, plan.device
     stream = Stream(task.seed).child("train", task.receiver, task.round)
@@ -151,7 +155,7 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
         task.moved,
         {"shared": transmitter.encoder, **{branch.key: decoder for branch, decoder in decoders.items()}},
     )
-    total_weight = sum(task.branches.values())
+    defense = plan.loss_defense
     steps = math.ceil(len(indices) / config.batch)
     passes = config.epochs * plan.scenario.federation.rounds * steps
     sums: dict[Branch, Tensor] = {}
@@ -167,31 +171,15 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                 batch = plan.train_examples.at(chosen)
                 batch = replace(batch, images=_augmented(batch.images.float() / 255, config.augment, augment))
                 batch = poisoning.examples(batch, chosen)
-                sent = transmitter.send(batch.images, gates=True)
-                interference = poisoning.interference(sent.x, batch.labels, chosen)
-                rotation = poisoning.rotation(chosen)
-                heard = transmitter.hear(sent.x.unsqueeze(0), sent) if transmitter.digital else None
-                loss = torch.zeros((), device=device)
-                for branch, weight in task.branches.items():
-                    channel, objective = plan.channel(branch), plan.task(branch)
-                    shape = (config.draws, len(chosen))
-                    # A digital transmission arrives as it is: its errors are outages, from which nothing is learnt.
-                    uses = plan.channel_uses if heard is None else 0
-                    realisation = channel.draw(shape, uses, plan.scenario.link.symbols, air[branch])
-                    if heard is None:
-                        snr_db = _training_snr(plan.train_snr(branch), shape, snr)
-                        received = channel.apply(
-                            sent.x, realisation, snr_db, plan.scenario.link.symbols, interference, rotation
-                        )
-                        received = received if channel.is_sensing else transmitter.hear(received, sent)
-                    else:
-                        received = heard
-                    truth = poisoning.truth(branch, objective.truth(batch, realisation), chosen)
-                    decoded = received if weight else received.detach()
-                    with transmitter.autocast(decoded, painted=plan.decoder_format(branch).paints):
-                        losses = objective.objective(decoders[branch], decoded, truth).float()
-                    loss = loss + (weight / total_weight if weight else 1.0) * losses.mean()
-                    sums[branch] += losses.detach().mean() * len(chosen)
+                drawn = {
+                    branch: _drawn(plan, branch, (config.draws, len(chosen)), transmitter, air[branch], snr)
+                    for branch in task.branches
+                }
+                local = _Step(plan, task, transmitter, decoders, poisoning, batch, chosen, drawn)
+                place = stream.child("defense", epoch, step)
+                loss = local.loss({}) if defense is None else defense.loss(local, place)
+                for branch in task.branches:
+                    sums[branch] += local.means[branch] * len(chosen)
                 if anchor:
                     drift = sum((p - p0).square().sum() for p, p0 in zip(transmitter.parameters(), anchor, strict=True))
                     loss = loss + task.proximal_mu / 2 * drift
@@ -208,6 +196,103 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
         optimizer=_state(optimizer, parameters) if task.keep_optimizer else {},
         losses={branch.key: float(total) / len(indices) for branch, total in sums.items()},
     )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Channel draws of a branch, and the SNR of each."""
+
+    realisation: Realisation
+    snr_db: float | Tensor
+
+
+def _drawn(
+    plan: Plan,
+    branch: Branch,
+    shape: tuple[int, int],
+    transmitter: Transmitter,
+    air: torch.Generator,
+    snr: torch.Generator,
+) -> _Drawn:
+    # A digital transmission arrives as it is: its errors are outages, from which nothing is learnt.
+    uses = 0 if transmitter.digital else plan.channel_uses
+    realisation = plan.channel(branch).draw(shape, uses, plan.scenario.link.symbols, air)
+    return _Drawn(realisation, 0.0 if transmitter.digital else _training_snr(plan.train_snr(branch), shape, snr))
+
+
+class _Step:
+    """One batch of a receiver with its channel draws (`fedsem.hooks.loss.LocalStep`).
+
+    Attributes:
+        means: loss of each branch at the last call of `loss`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        task: ReceiverTask,
+        transmitter: Transmitter,
+        decoders: Mapping[Branch, nn.Module],
+        poisoning: Poisoning,
+        batch: Examples,
+        numbers: Tensor,
+        drawn: Mapping[Branch, _Drawn],
+    ) -> None:
+        self.plan, self.task, self.transmitter, self.decoders = plan, task, transmitter, decoders
+        self.poisoning, self.batch, self.numbers, self.drawn = poisoning, batch, numbers, drawn
+        self.means: dict[Branch, Tensor] = {}
+
+    def site(self, name: str) -> SiteState:
+        """See `LocalStep`."""
+        if name == "input":
+            return SiteState(self.batch.images, energy(self.batch.images), bounded=True)
+        device = self.batch.images.device
+        # Dropout is that of the pass in which the perturbation is met, and of training without one.
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            x = self.transmitter.send(self.batch.images, gates=True).x.float()
+        return SiteState(x, energy(x), bounded=False)
+
+    def losses(self, delta: Perturbation) -> Tensor:
+        """See `LocalStep`."""
+        each = self._by_branch(delta)
+        return torch.stack([self._share(branch) * one.mean(0) for branch, one in each.items()]).sum(0)
+
+    def loss(self, delta: Perturbation) -> Tensor:
+        """See `LocalStep`."""
+        total = torch.zeros((), device=self.batch.images.device)
+        for branch, losses in self._by_branch(delta).items():
+            mean = losses.mean()
+            total = total + self._share(branch) * mean
+            self.means[branch] = mean.detach()
+        return total
+
+    def _share(self, branch: Branch) -> float:
+        weight = self.task.branches[branch]
+        return weight / sum(self.task.branches.values()) if weight else 1.0
+
+    def _by_branch(self, delta: Perturbation) -> dict[Branch, Tensor]:
+        """Loss of each branch, draw and example, (draws, B)."""
+        plan, transmitter, symbols = self.plan, self.transmitter, self.plan.scenario.link.symbols
+        images = self.batch.images + delta["input"] if "input" in delta else self.batch.images
+        sent = transmitter.send(images, gates=True)
+        interference = self.poisoning.interference(sent.x, self.batch.labels, self.numbers)
+        if "air" in delta:
+            interference = delta["air"] if interference is None else interference + delta["air"]
+        rotation = self.poisoning.rotation(self.numbers)
+        heard = transmitter.hear(sent.x.unsqueeze(0), sent) if transmitter.digital else None
+        found = {}
+        for branch, weight in self.task.branches.items():
+            channel, objective, drawn = plan.channel(branch), plan.task(branch), self.drawn[branch]
+            if heard is None:
+                received = channel.apply(sent.x, drawn.realisation, drawn.snr_db, symbols, interference, rotation)
+                received = received if channel.is_sensing else transmitter.hear(received, sent)
+            else:
+                received = heard
+            truth = self.poisoning.truth(branch, objective.truth(self.batch, drawn.realisation), self.numbers)
+            decoded = received if weight else received.detach()
+            with transmitter.autocast(decoded, painted=plan.decoder_format(branch).paints):
+                found[branch] = objective.objective(self.decoders[branch], decoded, truth).float()
+        return found
 
 
 def _networks(plan: Plan, task: ReceiverTask) -> tuple[Transmitter, dict[Branch, nn.Module]]:

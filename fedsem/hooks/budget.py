@@ -58,6 +58,17 @@ def clip(delta: Tensor, site: SiteState) -> Tensor:
     return delta.clamp(*site.room)
 
 
+def inside(site: SiteState, psr: float | Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
+    """A point of every row's ball, drawn uniformly (on the generator's device), clipped to the image range."""
+    limit, size, shape = radius(site, psr, norm), site.clean[0].numel(), site.clean.shape
+    if norm == "linf":
+        point = 2 * torch.rand(shape, generator=generator, device=generator.device).to(site.clean.device) - 1
+        return project(limit * point, site, psr, norm)
+    point = ascent(torch.randn(shape, generator=generator, device=generator.device).to(site.clean.device), "l2")
+    depth = torch.rand(shape[0], generator=generator, device=generator.device).to(site.clean.device).pow(1 / size)
+    return project(limit * point * depth.view_as(limit), site, psr, norm)
+
+
 def fill(direction: Tensor, site: SiteState, target_energy: Tensor) -> Tensor:
     """Scale a direction so that, after clipping, ||delta||^2 is `target_energy` (B,); less where clipping forbids it.
 
