@@ -143,8 +143,8 @@ def test_at_almost_no_power_it_is_plain_training(sites: list[str]) -> None:
 
 @pytest.mark.slow
 def test_adversarial_training_withstands_what_plain_training_does_not(tmp_path: Path) -> None:
-    """Single-step ("fast") adversarial training: 0.78 against 0.25 at L-inf PSR -15 dB when this was written. It needs all digits and
-    many passes: with few it learns nothing at all."""
+    """Single-step ("fast") adversarial training: 0.78 against 0.25 at L-inf PSR -15 dB when this was written. It needs
+    all digits and many passes: with few it learns nothing at all."""
     tree = {
         **LINK,
         "compute": {"engine": "local", "precision": "bf16"},
