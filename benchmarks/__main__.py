@@ -1,6 +1,7 @@
 """Run the benchmarks and write `benchmarks/out/benchmarks.csv`.
 
-`python -m benchmarks [rounds] [fixed_cost] [throughput] [patches] [grid] [evasion] [byzantine]` runs some of them.
+`python -m benchmarks [rounds] [fixed_cost] [throughput] [patches] [grid] [evasion] [byzantine]
+[aggregators]` runs some of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pandas as pd
 
 from fedsem.store import hardware
 
-ALL = ("throughput", "rounds", "fixed_cost", "patches", "grid", "evasion", "byzantine")
+ALL = ("throughput", "rounds", "fixed_cost", "patches", "grid", "evasion", "byzantine", "aggregators")
 
 
 def main() -> None:
@@ -23,7 +24,8 @@ def main() -> None:
     for name in sys.argv[1:] or ALL:
         rows += importlib.import_module(f"benchmarks.{name}").measure()
     table = pd.DataFrame(rows)
-    order = ["benchmark", "variant", "wall_s", "cpu_s", "samples_per_cpu_s", "ratio", "over_own_loop", "goal"]
+    order = ["benchmark", "variant", "wall_s", "cpu_s", "byzfl_cpu_s", "samples_per_cpu_s", "ratio"]
+    order += ["memory", "over_own_loop", "goal"]
     table = table[[column for column in order if column in table]].round(3)
     machine = hardware()
     table["machine"] = f"{machine['cpu']}, {machine['cores']} cores, Python {platform.python_version()}"

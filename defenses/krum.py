@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,8 @@ from pydantic import NonNegativeInt
 
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
+
+from .distances import distances, gram
 
 
 @register("aggregator", "krum")
@@ -34,17 +37,23 @@ class Krum(Aggregator):
         return 2 * self.f + 3
 
     def aggregate(self, updates: Updates) -> Aggregate:
-        chosen = int(np.argmin(self.scores(updates.deltas)))
+        chosen = ranked(self.scores(updates.deltas), updates.receivers)[0]
         kept = np.arange(len(updates.deltas)) == chosen
         return Aggregate(np.asarray(updates.deltas[chosen], np.float64), kept)
 
     def scores(self, deltas: np.ndarray) -> np.ndarray:
         """Sum of squared distances of each delta to its nearest others, (n,) float64."""
-        # Of centred deltas: a Gram matrix of what all have in common would lose the distances in rounding.
-        centred = deltas - deltas.mean(0, dtype=np.float64)
-        gram = centred @ centred.T
-        norms = gram.diagonal()
-        squared = np.maximum(norms[:, None] + norms[None, :] - 2 * gram, 0.0)
-        np.fill_diagonal(squared, np.inf)
-        count = len(deltas) - self.f - (2 if self.neighbours == "n-f-2" else 1)
-        return np.sort(squared, axis=1)[:, :count].sum(1)
+        return scores(distances(gram(deltas)), self.f + (2 if self.neighbours == "n-f-2" else 1))
+
+
+def scores(apart: np.ndarray, fewer: int) -> np.ndarray:
+    """Sums of the squared distances to the nearest n - `fewer` others, at least one."""
+    others = apart.copy()
+    np.fill_diagonal(others, np.inf)
+    return np.sort(others, axis=1)[:, : max(1, len(apart) - fewer)].sum(1)
+
+
+def ranked(scores: np.ndarray, receivers: Sequence[int]) -> np.ndarray:
+    """Positions by rising score; of equal ones the smaller receiver's first, whatever the order of the rows."""
+    # Pre-aggregators that merge deltas leave no receivers.
+    return np.lexsort((np.asarray(receivers if len(receivers) == len(scores) else range(len(scores))), scores))

@@ -22,6 +22,8 @@ class Updates:
         receivers: their ids.
         memory: what the rule remembered of this group in the round before (`Aggregate.memory`); empty in the first.
         stream: random, by seed, round and group.
+        root: what the server itself learnt from the same weights on data that no receiver holds, (d,) float32; None
+            where it has none.
     """
 
     deltas: np.ndarray
@@ -29,6 +31,7 @@ class Updates:
     receivers: tuple[int, ...]
     memory: Mapping[str, np.ndarray] = field(default_factory=dict)
     stream: Stream = field(default_factory=lambda: Stream(0))
+    root: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Aggregator(Options):
     def least_updates(self) -> int:
         """The smallest group that the rule works for."""
         return 1
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether the rule needs `Updates.root`."""
+        return False
 
     @abstractmethod
     def aggregate(self, updates: Updates) -> Aggregate:

@@ -1,0 +1,54 @@
+"""Nearest neighbours of a trusted update."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import NonNegativeInt
+
+from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
+from fedsem.registry import register
+
+from .distances import mean, squared_norms
+from .krum import ranked
+
+
+@register("aggregator", "monna")
+class MoNna(Aggregator):
+    """Mean of the n - f deltas that are nearest to one that is trusted (Farhadkhani et al., Robust Collaborative
+    Learning with Linear Gradient Overhead, 2023, where each worker trusts its own). It needs n >= 2 f + 1 updates; how
+    much a receiver counts does not matter.
+
+    Attributes:
+        f: malicious updates that it assumes.
+        trusted: the receiver that is trusted, and must be in each round; None: what the server learnt on its own data.
+    """
+
+    f: NonNegativeInt = 1
+    trusted: NonNegativeInt | None = None
+
+    @property
+    def assumed_f(self) -> int:
+        return self.f
+
+    @property
+    def least_updates(self) -> int:
+        return 2 * self.f + 1
+
+    @property
+    def needs_root(self) -> bool:
+        return self.trusted is None
+
+    def aggregate(self, updates: Updates) -> Aggregate:
+        apart = squared_norms(updates.deltas, self._pivot(updates))
+        kept = np.zeros(len(apart), bool)
+        kept[ranked(apart, updates.receivers)[: len(apart) - self.f]] = True
+        return Aggregate(mean(updates.deltas, kept), kept)
+
+    def _pivot(self, updates: Updates) -> np.ndarray:
+        if self.trusted is None:
+            if updates.root is None:
+                raise ValueError("MoNNA needs a trusted receiver, or what the server learnt on its own data.")
+            return updates.root
+        if self.trusted not in updates.receivers:
+            raise ValueError(f"MoNNA trusts receiver {self.trusted}, who has no update in this group and round.")
+        return np.asarray(updates.deltas[updates.receivers.index(self.trusted)])

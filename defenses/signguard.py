@@ -1,0 +1,57 @@
+"""SignGuard."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
+from fedsem.registry import register
+
+from .clipping import shortening
+from .distances import combination, squared_norms
+
+
+@register("aggregator", "signguard")
+class SignGuard(Aggregator):
+    """Mean of the deltas that pass two filters, clipped to the median length S of all: their length lies between
+    `shortest` S and `longest` S; and mean shift puts them into the largest cluster by their shares of positive, zero
+    and negative signs among random coordinates (Xu et al., Byzantine-robust Federated Learning through Collaborative
+    Malicious Gradient Filtering, 2022). It withstands fewer than half of the updates; how much a receiver counts does
+    not matter. Where nobody passes both, the lengths alone decide.
+
+    Attributes:
+        shortest: times the median length.
+        longest: times the median length.
+        share: of the coordinates whose signs are counted, drawn anew in each round.
+    """
+
+    shortest: Annotated[float, Field(ge=0, le=1)] = 0.1
+    longest: Annotated[float, Field(ge=1)] = 3.0
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    def aggregate(self, updates: Updates) -> Aggregate:
+        lengths = np.sqrt(squared_norms(updates.deltas))
+        limit = float(np.median(lengths))
+        usual = (lengths >= self.shortest * limit) & (lengths <= self.longest * limit)
+        kept = usual & self._alike(updates)
+        kept = kept if kept.any() else usual
+        return Aggregate(combination(updates.deltas, kept / kept.sum() * shortening(lengths, limit)), kept)
+
+    def _alike(self, updates: Updates) -> np.ndarray:
+        """Which deltas have signs like most."""
+        from sklearn.cluster import MeanShift, estimate_bandwidth
+
+        size = updates.deltas.shape[1]
+        few = max(1, round(self.share * size))
+        chosen = np.sort(updates.stream.child("signguard").numpy().choice(size, few, replace=False))
+        signs = np.sign(updates.deltas[:, chosen])
+        shares = np.stack([(signs == sign).mean(1) for sign in (1, 0, -1)], axis=1)
+        bandwidth = estimate_bandwidth(shares, quantile=0.5)
+        if bandwidth <= 0:
+            # More than half have the very same shares.
+            return np.asarray((shares == np.median(shares, axis=0)).all(1))
+        found = MeanShift(bandwidth=bandwidth).fit_predict(shares)
+        return np.asarray(found == np.argmax(np.bincount(found)))
