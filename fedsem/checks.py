@@ -203,6 +203,19 @@ def _check_aggregator(plan: Plan) -> None:
             for branch in plan.trained_branches(receiver):
                 group = f"group/{branch.task}"
                 groups[group] = min(asked, groups.get(group, 0) + 1)
+    for key, rule in (("aggregator", federation.aggregator), ("group_aggregator", federation.group_aggregator)):
+        if rule is None or not rule.needs_root:
+            continue
+        if plan.dataset.reserve is None:
+            raise ScenarioError(
+                f"In the scenario, 'federation.{key}': '{rule.kind}' compares updates with what the server learns on "
+                "data that no receiver holds; keep some images back with data.reserve."
+            )
+        if local := next((one for one in plan.receivers if one.decoder == "local"), None):
+            raise ScenarioError(
+                f"In the scenario, 'receivers.{local.group}.decoder': with '{rule.kind}' the server learns through the "
+                "decoders, and does not know those of policy 'local'; use decoder: group."
+            )
     for group, members in groups.items():
         rule = federation.rule(group)
         for step in federation.pre_aggregators:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from fedsem.federation.rounds import aggregated, fault, remembered, shared_weight
+from fedsem.federation.rounds import aggregated, fault, flat, remembered, shared_weight
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
@@ -18,7 +18,11 @@ from fedsem.training import Parameters, Reply
 
 
 def forged(
-    plan: Plan, seed: int, state: FederationState, replies: Sequence[Reply]
+    plan: Plan,
+    seed: int,
+    state: FederationState,
+    replies: Sequence[Reply],
+    root: Mapping[str, Parameters] | None = None,
 ) -> tuple[list[Reply], dict[str, list[int]]]:
     """The replies of a round with what malicious receivers send in place of what they have learnt.
 
@@ -36,7 +40,7 @@ def forged(
     answered = [reply for reply in replies if reply.error is None and fault(plan, state, reply) is None]
     attack = next((one for one in acting if isinstance(one, UpdateAttack)), None)
     bad = {number for one in acting for number in one.malicious(len(plan.receivers), seed)}
-    sent = list(replies) if attack is None else _forge(plan, attack, seed, state, replies, answered)
+    sent = list(replies) if attack is None else _forge(plan, attack, seed, state, replies, answered, root or {})
     present: dict[str, list[int]] = {}
     valid = [reply for reply in sent if reply.error is None and fault(plan, state, reply) is None]
     for group, members in _groups(plan, valid).items():
@@ -63,6 +67,7 @@ def _forge(
     state: FederationState,
     replies: Sequence[Reply],
     answered: Sequence[Reply],
+    root: Mapping[str, Parameters],
 ) -> list[Reply]:
     bad = set(attack.malicious(len(plan.receivers), seed))
     changed = {reply.receiver: reply for reply in answered if reply.receiver in bad}
@@ -82,7 +87,8 @@ def _forge(
             rows = np.zeros((len(order), forgeries.shape[1]), np.float32)
             rows[[order.index(who) for who in honest]] = seen.honest
             rows[[order.index(who) for who in own]] = forgeries
-            updates = Updates(rows, counted, tuple(order), remembered(state, group), drawn.child(group))
+            own_root = flat(root[group], names) if group in root else None
+            updates = Updates(rows, counted, tuple(order), remembered(state, group), drawn.child(group), own_root)
             return aggregated(plan.scenario.federation, group, updates).delta
 
         seen = Seen(
@@ -127,7 +133,7 @@ def _of_group(plan: Plan, reply: Reply, group: str) -> tuple[str, Parameters]:
 
 
 def _rows(parameters: Sequence[Parameters], names: Sequence[str]) -> Rows:
-    return np.stack([np.concatenate([one[name].numpy().ravel() for name in names]) for one in parameters])
+    return np.stack([flat(one, names) for one in parameters])
 
 
 def _parameters(row: Rows, like: Parameters, names: Sequence[str]) -> Parameters:

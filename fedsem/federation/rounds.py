@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -62,7 +62,12 @@ def _moved(plan: Plan, state: FederationState, seed: int, number: int) -> Parame
 
 
 def combine(
-    plan: Plan, seed: int, state: FederationState, asked: Sequence[int], replies: Sequence[Reply]
+    plan: Plan,
+    seed: int,
+    state: FederationState,
+    asked: Sequence[int],
+    replies: Sequence[Reply],
+    root: Mapping[str, Parameters] | None = None,
 ) -> FederationState:
     """The state after a round.
 
@@ -72,6 +77,14 @@ def combine(
     decoder moves less on receivers that hold other tasks too; Adam does not see the factor.) A reply with NaN
     or infinite values, or with parameters that are not the receiver's, is rejected as a whole.
     `federation.server_optimizer` steps along what was averaged.
+
+    Args:
+        plan: the plan.
+        seed: the run's seed.
+        state: before the round.
+        asked: receivers that were asked.
+        replies: what they sent.
+        root: what the server learnt itself, by aggregation group (`root_update`), for rules that ask for it.
 
     Raises:
         FederationError: fewer valid replies than `federation.min_receivers`.
@@ -96,7 +109,7 @@ def combine(
             f"Round {record.round}: only {len(valid)} of {len(asked)} receivers sent a valid update and "
             f"federation.min_receivers needs {required} ({reasons}); run.log has the details."
         )
-    server = _Server(plan, seed, state, record)
+    server = _Server(plan, seed, state, record, root or {})
     shared = server.step(
         "shared",
         state.shared,
@@ -152,8 +165,10 @@ class _Server:
         memory: what the rules remember, brought up to date.
     """
 
-    def __init__(self, plan: Plan, seed: int, state: FederationState, record: RoundRecord) -> None:
-        self.federation, self.state, self.record = plan.scenario.federation, state, record
+    def __init__(
+        self, plan: Plan, seed: int, state: FederationState, record: RoundRecord, root: Mapping[str, Parameters]
+    ) -> None:
+        self.federation, self.state, self.record, self.root = plan.scenario.federation, state, record, root
         self.stream = Stream(seed).child("aggregate", state.round + 1)
         self.velocity, self.memory = dict(state.optimizer), dict(state.memory)
 
@@ -168,7 +183,9 @@ class _Server:
         """The parameters of an aggregation group after the server's step."""
         if not before:  # such as the picture that a MAE paints: nothing to learn
             return {}
-        rows = np.stack([np.concatenate([delta[name].numpy().ravel() for name in before]) for delta in deltas])
+        # A checkpoint does not keep the parameters' order, and what a rule remembers or draws depends on it.
+        names = sorted(before)
+        rows = np.stack([flat(delta, names) for delta in deltas])
         made = aggregated(
             self.federation,
             group,
@@ -178,22 +195,27 @@ class _Server:
                 tuple(receivers),
                 remembered(self.state, group),
                 self.stream.child(group),
+                flat(self.root[group], names) if group in self.root else None,
             ),
         )
         self.memory |= {f"{group}/{name}": torch.from_numpy(np.asarray(value)) for name, value in made.memory.items()}
         if made.kept is not None:
             self.record.dropped[group] = [who for who, kept in zip(receivers, made.kept, strict=True) if not kept]
         step, after = torch.from_numpy(made.delta), {}
-        for name, part in zip(before, step.split([value.numel() for value in before.values()]), strict=True):
+        for name, part in zip(names, step.split([before[name].numel() for name in names]), strict=True):
             moved = part.view_as(before[name])
             if (server := self.federation.server_optimizer) is not None:
-                # By name: a checkpoint does not keep the order of the parameters.
                 entry = f"{group}/{name}"
                 known = entry in self.velocity
                 self.velocity[entry] = moved + server.momentum * self.velocity[entry] if known else moved.clone()
                 moved = server.lr * self.velocity[entry]
             after[name] = (before[name].double() + moved).float()
         return after
+
+
+def flat(parameters: Parameters, names: Iterable[str]) -> np.ndarray:
+    """Parameters as one row, in this order."""
+    return np.concatenate([parameters[name].numpy().ravel() for name in names])
 
 
 def remembered(state: FederationState, group: str) -> dict[str, np.ndarray]:

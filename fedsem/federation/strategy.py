@@ -10,8 +10,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedsem.federation.adversaries import forged
+from fedsem.federation.engine import single_thread
 from fedsem.federation.job import Job, Report
 from fedsem.federation.records import decode_replies, encode_tasks
+from fedsem.federation.root import root_update
 from fedsem.federation.rounds import combine, sample, tasks
 from fedsem.federation.state import FederationState
 from fedsem.training import ReceiverTask
@@ -63,8 +65,10 @@ class ReceiverStrategy(FedAvg):
         """Combine the replies, write the checkpoint, report."""
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         received = [reply for message in valid for reply in decode_replies(message.content)]
-        received, malicious = forged(self.plan, self.job.seed, self.state, received)
-        self.state = combine(self.plan, self.job.seed, self.state, self.asked, received)
+        with single_thread():
+            root = root_update(self.plan, self.job.seed, self.state)
+        received, malicious = forged(self.plan, self.job.seed, self.state, received, root)
+        self.state = combine(self.plan, self.job.seed, self.state, self.asked, received, root)
         record = self.state.history[-1]
         record.malicious.update(malicious)
         for trouble, who in (("failed", record.failed), ("rejected", record.rejected)):

@@ -1,0 +1,162 @@
+"""What the server learns on its own data, and the rule that trusts it; and what rounds record of rules that drop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fedsem import run
+from fedsem.checks import resolve
+from fedsem.errors import ScenarioError
+from fedsem.federation import rounds
+from fedsem.federation.root import root_update
+from fedsem.federation.state import FederationState
+from fedsem.plan import Plan
+from fedsem.scenario import check_scenario
+from fedsem.training import train
+
+TRUSTED: dict[str, Any] = {
+    "schema": 1,
+    "name": "trusted",
+    "seeds": [3],
+    "compute": {"engine": "local", "device": "cpu", "workers": 2},
+    "data": {"kind": "digits", "train_images": 150, "test_images": 40, "reserve": 30, "partition": {"kind": "iid"}},
+    "link": {"encoder": {"kind": "cnn", "channel_uses": 8}},
+    "channels": {"down": {"kind": "awgn"}},
+    "tasks": {"label": {"kind": "classification"}},
+    "receivers": {"users": {"count": 5, "tasks": ["label"], "channel": "down", "decoder": "group"}},
+    "train": {"batch": 16, "snr_db": 10},
+    "federation": {"rounds": 2, "aggregator": {"kind": "fltrust"}},
+    "attacks": {"flip": {"kind": "sign_flip", "fraction": 0.4}},
+    "use": {"attacks": ["flip"]},
+    "evaluation": {"draws": {"attack": 1, "score": 2}, "samples": 0, "baselines": False, "grids": [{"snr_db": [10]}]},
+}
+
+
+def plan_of(**changes: Any) -> Plan:
+    return resolve(check_scenario({**TRUSTED, **changes}))
+
+
+def replies_of(plan: Plan, state: FederationState) -> Any:
+    return train(plan, rounds.tasks(plan, state, plan.partition(3), 3, range(5)))
+
+
+def test_the_server_learns_from_the_reserve_alone() -> None:
+    """As a federation of nobody but it would: all images of the reserve, all decoders, the same parameters."""
+    plan = plan_of()
+    state = FederationState.initial(plan, 3)
+    found = root_update(plan, 3, state)
+    assert set(found) == {"shared", "group/label"}
+    assert found["shared"].keys() == state.shared.keys()
+    again = root_update(plan, 3, state)
+    assert all(torch.equal(value, again["shared"][name]) for name, value in found["shared"].items())
+    # What the receivers hold is nothing to it; what the reserve holds is all.
+    fewer = plan_of(data={**TRUSTED["data"], "partition": {"kind": "dirichlet", "alpha": 0.5}})
+    other = root_update(fewer, 3, state)
+    assert all(torch.equal(value, other["shared"][name]) for name, value in found["shared"].items())
+    some = root_update(plan_of(data={**TRUSTED["data"], "reserve": 20}), 3, state)
+    assert not all(torch.equal(value, some["shared"][name]) for name, value in found["shared"].items())
+    assert root_update(plan_of(federation={"rounds": 2}), 3, state) == {}
+
+
+def test_a_round_is_the_rule_applied_to_deltas_and_root() -> None:
+    """FLTrust by hand on what was really sent (Cao et al., equations 3 and 4)."""
+    plan = plan_of(use={"attacks": []})
+    state = FederationState.initial(plan, 3)
+    replies, root = replies_of(plan, state), root_update(plan, 3, state)
+    after = rounds.combine(plan, 3, state, range(5), replies, root)
+    names = list(state.shared)
+
+    def row(parameters: Any) -> np.ndarray:
+        return np.concatenate([parameters[name].double().numpy().ravel() for name in names])
+
+    own, sent = row(root["shared"]), [row(reply.delta) for reply in replies]
+    trust = [max(0.0, delta @ own / np.linalg.norm(delta) / np.linalg.norm(own)) for delta in sent]
+    parts = [t * np.linalg.norm(own) / np.linalg.norm(delta) * delta for t, delta in zip(trust, sent, strict=True)]
+    moved = row(after.shared) - row(state.shared)
+    np.testing.assert_allclose(moved, sum(parts) / sum(trust), atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_reversed_updates_are_dropped_and_counted(tmp_path: Path, engine: str) -> None:
+    trees = {kind: {**TRUSTED, "compute": {**TRUSTED["compute"], "engine": kind}} for kind in ("local", engine)}
+    results = {kind: run(tree, out=tmp_path / kind) for kind, tree in trees.items()}
+    table = results[engine].table
+    told = table[table["metric"].isin(["dropped_malicious", "dropped_honest"])]
+    of = {(metric, n): set(rows["value"]) for (metric, n), rows in told[told["task"].isna()].groupby(["metric", "n"])}
+    assert of == {("dropped_malicious", 2): {2.0}, ("dropped_honest", 3): {0.0}}
+    left = [one.table.drop(columns="run_id") for one in results.values()]
+    pd.testing.assert_frame_equal(left[0], left[-1], check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"data": {key: value for key, value in TRUSTED["data"].items() if key != "reserve"}},
+            r"'federation\.aggregator': 'fltrust' compares updates with what the server learns .* data\.reserve",
+        ),
+        (
+            {"federation": {"rounds": 1, "group_aggregator": {"kind": "fltrust"}}, "data": {"kind": "digits"}},
+            r"'federation\.group_aggregator': 'fltrust' compares",
+        ),
+        (
+            {"receivers": {"users": {**TRUSTED["receivers"]["users"], "decoder": "local"}}},
+            r"'receivers\.users\.decoder': with 'fltrust' the server learns through the decoders",
+        ),
+        (
+            {"federation": {"rounds": 1, "aggregator": {"kind": "bulyan", "f": 1}}},
+            r"'federation\.aggregator': 'bulyan' with f = 1 needs at least 7 updates, and the encoder has 5",
+        ),
+        (
+            {"federation": {"rounds": 1, "aggregator": "krum", "pre_aggregators": [{"kind": "bucketing", "size": 2}]}},
+            r"'krum' with f = 1 needs at least 5 updates, and the encoder has 3",
+        ),
+        (
+            {"federation": {"kind": "none", "pre_aggregators": ["nnm"]}, "use": {"attacks": []}},
+            r"'federation\.pre_aggregators': the centralised reference",
+        ),
+    ],
+)
+def test_what_a_rule_needs_is_checked_before_anything_is_trained(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ScenarioError, match=sentence):
+        resolve(check_scenario({**TRUSTED, **changes}))
+
+
+def test_decoders_may_be_combined_otherwise_than_the_encoder() -> None:
+    federation = {"rounds": 1, "aggregator": {"kind": "krum", "f": 1}, "group_aggregator": {"kind": "fedavg"}}
+    plan = plan_of(federation=federation, use={"attacks": []})
+    plain = plan_of(federation={"rounds": 1}, use={"attacks": []})
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    robust, mean = (rounds.combine(one, 3, state, range(5), replies) for one in (plan, plain))
+    name = next(iter(state.shared))
+    assert not torch.equal(robust.shared[name], mean.shared[name])
+    for name, value in mean.decoders["group/label"].items():
+        assert torch.equal(robust.decoders["group/label"][name], value)
+    (dropped,) = (record.dropped for record in robust.history)
+    assert set(dropped) == {"shared"}
+    assert len(dropped["shared"]) == 4
+
+
+def test_what_a_rule_remembers_survives_a_checkpoint(tmp_path: Path) -> None:
+    """Centred clipping goes on from what it gave in the round before."""
+    plan = plan_of(federation={"rounds": 2, "aggregator": {"kind": "centred_clipping", "tau": 0.01}})
+    state = FederationState.initial(plan, 3)
+    first = rounds.combine(plan, 3, state, range(5), replies_of(plan, state))
+    assert set(first.memory) == {"shared/momentum", "group/label/momentum"}
+    first.save(tmp_path)
+    loaded = FederationState.load(tmp_path)
+    assert loaded is not None
+    replies = replies_of(plan, first)
+    one, other = (rounds.combine(plan, 3, before, range(5), replies) for before in (first, loaded))
+    loaded.memory.clear()
+    forgetful = rounds.combine(plan, 3, loaded, range(5), replies)
+    for name, value in one.shared.items():
+        assert torch.equal(value, other.shared[name])
+    assert not all(torch.equal(value, forgetful.shared[name]) for name, value in one.shared.items())
