@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedsem import run
 from fedsem.checks import resolve
 from fedsem.errors import ScenarioError
 from fedsem.federation import rounds
+from fedsem.federation.adversaries import forged
 from fedsem.federation.root import root_update
 from fedsem.federation.state import FederationState
 from fedsem.plan import Plan
@@ -160,3 +162,19 @@ def test_what_a_rule_remembers_survives_a_checkpoint(tmp_path: Path) -> None:
     for name, value in one.shared.items():
         assert torch.equal(value, other.shared[name])
     assert not all(torch.equal(value, forgetful.shared[name]) for name, value in one.shared.items())
+
+
+@pytest.mark.parametrize("use", [[], ["flip"]])
+def test_counters_are_not_averaged(use: list[str]) -> None:
+    """Flower's rules make floats of a batch normalisation's num_batches_tracked."""
+    plan = plan_of(federation={"rounds": 1, "aggregator": "median"}, use={"attacks": use})
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+    state.shared["counter"] = torch.tensor(3)
+    counting = [replace(reply, delta=reply.delta | {"counter": torch.tensor(2)}) for reply in replies]
+    sent, _ = forged(plan, 3, state, counting)
+    after = rounds.combine(plan, 3, state, range(5), sent)
+    assert after.history[-1].rejected == {}
+    assert after.shared.keys() == state.shared.keys()
+    assert after.shared["counter"].dtype == torch.int64
+    assert int(after.shared["counter"]) == 3

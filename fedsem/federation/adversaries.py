@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedsem.federation.rounds import aggregated, fault, flat, remembered, shared_weight
+from fedsem.federation.rounds import aggregated, averaged, fault, flat, remembered, shared_weight
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
@@ -103,7 +103,7 @@ def _forge(
     shared = forge(
         "shared",
         {reply.receiver: reply.delta for reply in answered},
-        sorted(state.shared),
+        averaged(state.shared),
         {reply.receiver: shared_weight(plan, reply) for reply in answered},
     )
     for number, delta in shared.items():
@@ -118,7 +118,7 @@ def _forge(
             for number, (_, parameters) in members.items()
         }
         examples = {reply.receiver: float(reply.examples) for reply in answered}
-        for number, delta in forge(who, deltas, sorted(before), examples).items():
+        for number, delta in forge(who, deltas, averaged(before), examples).items():
             key = members[number][0]
             after = {name: before[name] + value for name, value in delta.items()}
             changed[number] = replace(changed[number], decoders={**changed[number].decoders, key: after})
@@ -138,4 +138,6 @@ def _rows(parameters: Sequence[Parameters], names: Sequence[str]) -> Rows:
 
 def _parameters(row: Rows, like: Parameters, names: Sequence[str]) -> Parameters:
     parts = torch.from_numpy(np.ascontiguousarray(row)).split([like[name].numel() for name in names])
-    return {name: part.view_as(like[name]).to(like[name].dtype) for name, part in zip(names, parts, strict=True)}
+    # What is not averaged they send as they have it.
+    made = {name: part.view_as(like[name]).to(like[name].dtype) for name, part in zip(names, parts, strict=True)}
+    return like | made

@@ -183,8 +183,7 @@ class _Server:
         """The parameters of an aggregation group after the server's step."""
         if not before:  # such as the picture that a MAE paints: nothing to learn
             return {}
-        # A checkpoint does not keep the parameters' order, and what a rule remembers or draws depends on it.
-        names = sorted(before)
+        names = averaged(before)
         rows = np.stack([flat(delta, names) for delta in deltas])
         made = aggregated(
             self.federation,
@@ -201,7 +200,8 @@ class _Server:
         self.memory |= {f"{group}/{name}": torch.from_numpy(np.asarray(value)) for name, value in made.memory.items()}
         if made.kept is not None:
             self.record.dropped[group] = [who for who, kept in zip(receivers, made.kept, strict=True) if not kept]
-        step, after = torch.from_numpy(made.delta), {}
+        step = torch.from_numpy(made.delta)
+        after = {name: value for name, value in before.items() if name not in names}
         for name, part in zip(names, step.split([before[name].numel() for name in names]), strict=True):
             moved = part.view_as(before[name])
             if (server := self.federation.server_optimizer) is not None:
@@ -211,6 +211,12 @@ class _Server:
                 moved = server.lr * self.velocity[entry]
             after[name] = (before[name].double() + moved).float()
         return after
+
+
+def averaged(parameters: Parameters) -> list[str]:
+    """Names of what the server averages, sorted: a checkpoint does not keep another order, and what a rule remembers or
+    draws depends on it. Counters, such as a batch normalisation's, stay as they are: a mean of counts counts nothing."""
+    return sorted(name for name, value in parameters.items() if value.is_floating_point())
 
 
 def flat(parameters: Parameters, names: Iterable[str]) -> np.ndarray:
