@@ -215,7 +215,7 @@ class _Server:
 
 def averaged(parameters: Parameters) -> list[str]:
     """Names of what the server averages, sorted: a checkpoint does not keep another order, and what a rule remembers or
-    draws depends on it. Counters, such as a batch normalisation's, stay as they are: a mean of counts counts nothing."""
+    draws depends on it. Counters, such as a batch normalisation's, stay as they are: a mean counts nothing."""
     return sorted(name for name, value in parameters.items() if value.is_floating_point())
 
 
