@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_WIDTH, _NARROW = 1 << 14, 1 << 11
-_SAMPLE = 4096
+_WIDTH, _NARROW = 1 << 13, 1 << 10
+_SAMPLES, _SAMPLE = 64, 64
 
 
 def gram(deltas: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
@@ -19,12 +19,14 @@ def gram(deltas: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
     Differences do not depend on the point of view, but their rounding does: seen from the mean, one huge delta would
     take all digits from the distances between the others.
     """
-    some = deltas[:, :: max(1, deltas.shape[1] // _SAMPLE)].astype(np.float64)
     count = len(deltas)
-    typical = int(np.argsort((some**2).sum(1))[count // 2])
-    middle = _central(distances(_inner(some, typical)))
+    some = _sample(deltas)
+    usual = int(np.argsort((some**2).sum(1))[count // 2])
+    apart = distances(_inner(some, usual))
+    middle = _central(apart)
+    scale = _scale(float(np.sqrt(np.median(apart[middle]) / some.shape[1])))
     for _ in range(4):
-        found = _inner(deltas, middle, start)
+        found = _inner(deltas, middle, start, scale)
         apart = distances(found[:count, :count])
         better = _central(apart)
         if np.median(apart[middle]) <= 16 * np.median(apart[better]):
@@ -76,8 +78,9 @@ def products(deltas: np.ndarray, vector: np.ndarray) -> np.ndarray:
 def combination(deltas: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """Sum of the deltas with these coefficients, (d,) float64."""
     used = np.flatnonzero(coefficients)
-    few, total = coefficients[used], np.empty(deltas.shape[1])
-    rows = slice(None) if len(used) == len(deltas) else used
+    # Picking rows copies them, which costs more than to read a few in vain.
+    rows = used if 2 * len(used) < len(deltas) else slice(None)
+    few, total = coefficients[rows], np.empty(deltas.shape[1])
     for columns in _blocks(deltas.shape[1], _NARROW):
         total[columns] = few @ deltas[rows, columns].astype(np.float64)
     return total
@@ -90,9 +93,11 @@ def mean(deltas: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 def scaled(deltas: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """The deltas times a factor each, as a copy of their own type."""
-    made = deltas.copy()
-    for row in np.flatnonzero(factors != 1):
-        made[row] = deltas[row].astype(np.float64) * factors[row]
+    made = np.empty_like(deltas)
+    for row, delta, factor in zip(made, deltas, factors, strict=True):
+        # A factor too small for the deltas' own type would lose its digits.
+        small = factor < np.finfo(deltas.dtype).tiny
+        np.multiply(delta.astype(np.float64) if small else delta, factor if small else deltas.dtype.type(factor), row)
     return made
 
 
@@ -101,11 +106,10 @@ def _central(apart: np.ndarray) -> int:
     return int(np.argmin(np.median(apart, axis=1)))
 
 
-def _inner(deltas: np.ndarray, middle: int, start: np.ndarray | None = None) -> np.ndarray:
+def _inner(deltas: np.ndarray, middle: int, start: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
     """Inner products of the deltas, and of a point, less one of the deltas."""
     centre = deltas[middle]
     count = len(deltas) + (start is not None)
-    scale = _scale(deltas, centre)
     total = np.zeros((count, count))
     for columns in _blocks(deltas.shape[1], _WIDTH):
         part = np.empty((count, len(centre[columns])), deltas.dtype)
@@ -125,16 +129,21 @@ def _differences(
     np.subtract(deltas[:, columns], origin, out=out[: len(deltas)])
     if start is not None:
         out[-1] = start[columns] - origin
-    out *= out.dtype.type(scale)
+    if scale != 1:
+        out *= out.dtype.type(scale)
     return out @ out.T
 
 
-def _scale(deltas: np.ndarray, centre: np.ndarray) -> float:
-    """A power of two that brings typical differences near 1: squares of tiny ones would vanish in single precision."""
-    step = max(1, deltas.shape[1] // _SAMPLE)
-    apart = deltas[:, ::step].astype(np.float64) - centre[::step]
-    typical = float(np.median(np.sqrt((apart**2).mean(1))))
-    return 2.0 ** float(np.clip(-np.round(np.log2(typical)), -100, 100)) if typical > 0 else 1.0
+def _scale(typical: float) -> float:
+    """A power of two that brings typical differences near 1 where their squares would vanish in single precision."""
+    return 2.0 ** min(100, -round(np.log2(typical))) if 0 < typical < 1e-9 else 1.0
+
+
+def _sample(deltas: np.ndarray) -> np.ndarray:
+    """Some of the columns in double precision, in short runs from all over."""
+    step = max(_SAMPLE, deltas.shape[1] // _SAMPLES)
+    runs = [deltas[:, begin : begin + _SAMPLE] for begin in range(0, deltas.shape[1], step)]
+    return np.concatenate(runs, axis=1).astype(np.float64)
 
 
 def _blocks(length: int, width: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""The catalogue of plug-ins: a Markdown page for a group, written from the plug-ins' own docstrings and fields.
+"""The catalogue of plug-ins: Markdown pages, written from the plug-ins' own docstrings and fields.
 
 `python -m fedsem.catalogue` writes the pages in `docs/` anew; a test compares them with what the plug-ins say now.
 """
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 HOOKS = "fedsem.hooks."
 
 PAGES = {
-    "attack": (
-        "attacks.md",
+    "attacks.md": (
+        ("attack",),
         """# Attacks
 
 The attacks that come with fedsem, by the hook at which they act. A scenario gives one a name and says of what kind it
@@ -32,26 +32,48 @@ attacks:
   mine: {kind: pgd, sites: [input], norm: l2, steps: 20, objective: {label: 1}}
 ```
 
-Attacks at test time are then named in `evaluation.grids`, attacks in training in `use.attacks`.""",
-    )
+Attacks at test time are then named in `evaluation.grids`, attacks in training in `use.attacks`. What the server can do
+against malicious updates is on [another page](defenses.md).""",
+    ),
+    "defenses.md": (
+        ("aggregator", "pre_aggregator"),
+        """# Defenses
+
+How the server combines the receivers' updates, and what it may do to them before. A scenario says so in `federation`:
+
+```yaml
+federation:
+  rounds: 12
+  pre_aggregators: [{kind: nnm, f: 2}]
+  aggregator: {kind: trimmed_mean, f: 2}
+```
+
+Updates are differences from the weights that the receivers got, of each group apart: the shared encoder, and the
+decoders of each task. NaN and infinite updates are dropped before any rule sees them, and f is the number of malicious
+updates that a rule assumes, not the number that there are.""",
+    ),
 }
-"""File and opening of each group's page."""
+"""Groups and opening of each page, by its file in `docs/`."""
 
 
-def page(group: str) -> str:
-    """The page of a group, as Markdown.
+def page(name: str) -> str:
+    """A page as Markdown, by the name of its file.
 
     Raises:
-        FedsemError: the group has no page.
+        FedsemError: there is no such page.
     """
-    if group not in PAGES:
-        raise FedsemError(f"There is no page on the group '{group}'; choose one of {', '.join(PAGES)}.")
+    if name not in PAGES:
+        raise FedsemError(f"There is no page '{name}'; choose one of {', '.join(PAGES)}.")
+    groups, opening = PAGES[name]
     sections: dict[type[Options], list[type[Options]]] = {}
-    for cls in ours(group).values():
+    for cls in (cls for group in groups for cls in ours(group).values()):
         sections.setdefault(hook(cls), []).append(cls)
-    parts = ["<!-- Written by `python -m fedsem.catalogue`: change the docstrings instead. -->", PAGES[group][1]]
+    parts = ["<!-- Written by `python -m fedsem.catalogue`: change the docstrings instead. -->", opening]
     for base, members in sorted(sections.items(), key=lambda item: (item[0].__module__, item[0].__qualname__)):
         title, _, sentence = _opening(base).partition(": ")
+        # Hooks that share a module share its opening: each is told apart by what a scenario calls its plug-ins.
+        if sum(one.__module__ == base.__module__ for one in sections) > 1:
+            title += f": `{members[0].group}`"
         parts += [f"## {title}", f"{sentence[:1].upper()}{sentence[1:]}", summary(base)]
         own = {cls: _below(cls, base) for cls in members}
         # Written as they stand in a plug-in that keeps them: a hook's class itself has no kind, and so no schema.
@@ -105,9 +127,9 @@ def write(folder: Path) -> list[Path]:
     """Write all pages into a folder; where they now lie."""
     folder.mkdir(exist_ok=True)
     paths = []
-    for group, (name, _) in PAGES.items():
+    for name in PAGES:
         paths.append(folder / name)
-        paths[-1].write_text(page(group), encoding="utf-8")
+        paths[-1].write_text(page(name), encoding="utf-8")
     return paths
 
 

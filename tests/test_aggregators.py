@@ -131,6 +131,17 @@ def test_equal_updates_are_their_own_aggregate(name: str) -> None:
     np.testing.assert_allclose(made.delta, 0 * deltas[0] if name == "foolsgold" else deltas[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_the_smallest_group_and_updates_of_zero(name: str) -> None:
+    least = rule(name).least_updates
+    for f in (0, 2) if "f" in find("aggregator", name).model_fields else ():
+        assert rule(name, f=f).assumed_f == f
+    for deltas in (normal(least, 50, 0), np.zeros((least, 50), np.float32), np.zeros((9, 50), np.float32)):
+        made = rule(name).aggregate(updates(deltas)).delta
+        assert np.isfinite(made).all()
+        assert deltas.any() or not made.any()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -382,6 +393,13 @@ def test_distances_beside_huge_updates_and_far_from_zero() -> None:
     deltas = np.concatenate([np.full((2, 40_000), 3e38, np.float32), honest, -honest[:2]])
     exact = ((honest[:, None].astype(np.float64) - honest[None]) ** 2).sum(-1)
     np.testing.assert_allclose(distances(gram(deltas))[2:8, 2:8], exact, rtol=1e-5, atol=0.5)
+    # Where the sampled columns show nothing.
+    hidden = deltas.copy()
+    hidden[:, ::4] = 300
+    hidden[:, 1::4] = 300
+    hidden[:2, ::9] = 300
+    exact = ((hidden[2:8, None].astype(np.float64) - hidden[None, 2:8]) ** 2).sum(-1)
+    np.testing.assert_allclose(distances(gram(hidden))[2:8, 2:8], exact, rtol=1e-5, atol=0.5)
     tiny = (honest - np.float32(300)) * np.float32(1e-25)
     exact = ((tiny[:, None].astype(np.float64) - tiny[None]) ** 2).sum(-1)
     np.testing.assert_allclose(distances(gram(tiny)), exact, rtol=1e-4, atol=1e-50)

@@ -1,4 +1,4 @@
-"""docs/attacks.md is what the plug-ins say now, and each of them says what a reader needs."""
+"""The pages in docs/ are what the plug-ins say now, and each of them says what a reader needs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fedsem.catalogue import PAGES, ROOT, hook, known, main, meanings, ours, pag
 from fedsem.errors import FedsemError
 from fedsem.hooks.evasion import Evasion
 from fedsem.hooks.update import Directed, UpdateAttack
-from fedsem.registry import GROUPS, Options, names
+from fedsem.registry import Options, names
 
-DOCUMENTED = [(group, name) for group in PAGES for name in ours(group)]
+DOCUMENTED = [(group, name) for groups, _ in PAGES.values() for group in groups for name in ours(group)]
 CITATION = re.compile(r"\((?:[^()]|\([^()]*\))*\b(?:19|20)\d\d\b|\[S[03]\]")
 
 
-@pytest.mark.parametrize("group", PAGES)
-def test_the_committed_page_is_what_the_plug_ins_say_now(group: str) -> None:
-    committed = (ROOT / "docs" / PAGES[group][0]).read_text(encoding="utf-8")
-    assert committed == page(group), "run: python -m fedsem.catalogue"
+@pytest.mark.parametrize("name", PAGES)
+def test_the_committed_page_is_what_the_plug_ins_say_now(name: str) -> None:
+    committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert committed == page(name), "run: python -m fedsem.catalogue"
 
 
 @pytest.mark.parametrize(("group", "name"), DOCUMENTED)
@@ -40,7 +40,7 @@ def test_each_option_is_documented(group: str, name: str) -> None:
 
 
 def test_all_attacks_stand_on_the_page_under_their_hook() -> None:
-    sections = re.split(r"^## ", page("attack"), flags=re.MULTILINE)[1:]
+    sections = re.split(r"^## ", page("attacks.md"), flags=re.MULTILINE)[1:]
     under = {
         name: section.splitlines()[0] for section in sections for name in re.findall(r"^### `(\w+)`", section, re.M)
     }
@@ -51,7 +51,7 @@ def test_all_attacks_stand_on_the_page_under_their_hook() -> None:
 
 def test_types_and_defaults_are_those_of_the_fields() -> None:
     """Read off the classes by hand."""
-    text = page("attack")
+    text = page("attacks.md")
     assert "- `steps` (whole number above 0; default `20`): number of steps." in text
     assert "- `name` (text; required): class name in torchattacks" in text
     assert "- `duty` (number above 0 and at most 1; default `0.25`): share of the symbols" in text
@@ -87,24 +87,35 @@ def test_a_summary_holds_what_neighbours_share() -> None:
     assert "Shejwalkar" in summary(names("attack")["min_max"])
     assert "Shejwalkar" not in summary(names("attack")["alie"])
     for name in ("universal", "perturbation_generator"):
-        assert page("attack").count(summary(names("attack")[name])) == 1
+        assert page("attacks.md").count(summary(names("attack")[name])) == 1
 
 
-def test_a_group_without_a_page_is_an_error() -> None:
-    (other, *_) = set(GROUPS) - set(PAGES)
-    with pytest.raises(FedsemError, match=f"There is no page on the group '{other}'"):
-        page(other)
+def test_all_defenses_stand_under_what_a_scenario_calls_them() -> None:
+    sections = re.split(r"^## ", page("defenses.md"), flags=re.MULTILINE)[1:]
+    assert [section.splitlines()[0] for section in sections] == [
+        "Hook `aggregate`: `aggregator`",
+        "Hook `aggregate`: `pre_aggregator`",
+    ]
+    for section, group in zip(sections, PAGES["defenses.md"][0], strict=True):
+        assert set(re.findall(r"^### `(\w+)`", section, re.MULTILINE)) == set(ours(group))
+
+
+def test_a_page_that_there_is_not_is_an_error() -> None:
+    with pytest.raises(FedsemError, match=r"There is no page 'channels.md'; choose one of attacks.md, "):
+        page("channels.md")
 
 
 def test_pages_are_written_into_a_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (written,) = write(tmp_path / "docs")
-    assert written.read_text(encoding="utf-8") == page("attack")
+    written = write(tmp_path / "docs")
+    assert {path.name: path.read_text(encoding="utf-8") for path in written} == {name: page(name) for name in PAGES}
     monkeypatch.setattr("fedsem.catalogue.ROOT", tmp_path)
     with pytest.raises(SystemExit, match="belong to a checkout"):
         main()
 
 
-def test_the_readme_links_to_the_pages() -> None:
+def test_the_readme_leads_to_the_pages() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, _ in PAGES.values():
-        assert f"(docs/{name})" in readme
+    first = [name for name in PAGES if f"(docs/{name})" in readme]
+    assert first
+    for name in set(PAGES) - set(first):
+        assert any(f"({name})" in page(other) for other in first)
