@@ -36,16 +36,20 @@ Attacks at test time are then named in `evaluation.grids`, attacks in training i
 against malicious updates is on [another page](defenses.md).""",
     ),
     "defenses.md": (
-        ("aggregator", "pre_aggregator"),
+        ("defense", "aggregator", "pre_aggregator"),
         """# Defenses
 
-How the server combines the receivers' updates, and what it may do to them before. A scenario says so in `federation`:
+The defenses that come with fedsem, by the hook at which they act: how the server combines the receivers' updates, what
+it does to them before, and what receivers minimise.
 
 ```yaml
 federation:
   rounds: 12
   pre_aggregators: [{kind: nnm, f: 2}]
   aggregator: {kind: trimmed_mean, f: 2}
+defenses:
+  hard: {kind: adversarial_training, norm: linf, psr_db: -15}
+use: {defenses: [hard]}
 ```
 
 Updates are differences from the weights that the receivers got, of each group apart: the shared encoder, and the

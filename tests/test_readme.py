@@ -90,3 +90,10 @@ def test_poisoned_training_is_valid_as_it_is_shown() -> None:
     assert [cell.settings["use.attacks"] for cell in trainings] == [["patch"], ["patch", "boost"]]
     for cell in trainings:
         resolve(check_scenario(cell.tree))
+
+
+def test_defenses_are_valid_as_they_are_shown() -> None:
+    (shown,) = blocks("kind: fltrust")
+    plan = resolve(check_scenario({**read_tree("quickstart"), **shown}))
+    assert plan.loss_defense is not None
+    assert plan.scenario.federation.aggregator.needs_root
