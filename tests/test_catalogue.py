@@ -95,8 +95,10 @@ def test_all_defenses_stand_under_what_a_scenario_calls_them() -> None:
     assert [section.splitlines()[0] for section in sections] == [
         "Hook `aggregate`: `aggregator`",
         "Hook `aggregate`: `pre_aggregator`",
+        "Hook `loss`",
     ]
-    for section, group in zip(sections, PAGES["defenses.md"][0], strict=True):
+    assert set(PAGES["defenses.md"][0]) == {"aggregator", "pre_aggregator", "defense"}
+    for section, group in zip(sections, ("aggregator", "pre_aggregator", "defense"), strict=True):
         assert set(re.findall(r"^### `(\w+)`", section, re.MULTILINE)) == set(ours(group))
 
 
