@@ -11,6 +11,7 @@ from fedsem.hooks.aggregate import PreAggregator, Updates
 from fedsem.registry import register
 
 from .distances import combination
+from .krum import by_receiver
 
 
 @register("pre_aggregator", "bucketing")
@@ -21,7 +22,7 @@ class Bucketing(PreAggregator):
     assume the same f of fewer updates.
 
     Attributes:
-        size: deltas in a bucket, s in the paper.
+        size: deltas in a bucket, s in the paper; 1 changes nothing.
     """
 
     size: PositiveInt = 2
@@ -30,14 +31,15 @@ class Bucketing(PreAggregator):
         return -(-count // self.size)
 
     def prepare(self, updates: Updates) -> Updates:
+        if self.size == 1:
+            return updates
         count = len(updates.deltas)
         # By the receivers' numbers, so that the rows' order does not matter.
-        ordered = np.argsort(updates.receivers) if updates.receivers else np.arange(count)
-        shuffled = ordered[updates.stream.child("bucketing").numpy().permutation(count)]
+        shuffled = by_receiver(updates)[updates.stream.child("bucketing").numpy().permutation(count)]
         made = np.empty((self.left(count), updates.deltas.shape[1]), updates.deltas.dtype)
         weights = np.empty(len(made))
         for place in range(len(made)):
             bucket = shuffled[place * self.size : (place + 1) * self.size]
             made[place] = combination(updates.deltas, np.isin(np.arange(count), bucket) / len(bucket))
             weights[place] = updates.weights[bucket].sum()
-        return replace(updates, deltas=made, weights=weights, receivers=updates.receivers if self.size == 1 else ())
+        return replace(updates, deltas=made, weights=weights, receivers=())

@@ -11,6 +11,7 @@ from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
 from .distances import mean
+from .krum import ranked
 
 
 @register("aggregator", "dnc")
@@ -50,6 +51,6 @@ class DivideAndConquer(Aggregator):
             seen -= seen.mean(0)
             # The deltas' shares of the first singular vector, without the vector itself.
             score = np.linalg.eigh(seen @ seen.T).eigenvectors[:, -1] ** 2
-            dropped[np.argsort(score, kind="stable")[count - math.ceil(self.c * self.f) :]] += 1
+            dropped[ranked(score, updates.receivers)[count - math.ceil(self.c * self.f) :]] += 1
         kept = dropped == dropped.min()
         return Aggregate(mean(updates.deltas, kept), kept)

@@ -11,6 +11,7 @@ from fedsem.registry import register
 from .clipping import shortening
 from .cosines import cosines, from_zero
 from .distances import combination
+from .krum import by_receiver
 
 
 @register("aggregator", "flame")
@@ -39,9 +40,11 @@ class Flame(Aggregator):
         inner = from_zero(updates.deltas)
         lengths = np.sqrt(inner.diagonal())
         # min_samples is 1 in the paper, whose library does not count the point itself; scikit-learn does.
-        found = HDBSCAN(
+        order = by_receiver(updates)
+        found = np.empty(count, int)
+        found[order] = HDBSCAN(
             min_cluster_size=count // 2 + 1, min_samples=2, allow_single_cluster=True, metric="precomputed", copy=True
-        ).fit_predict(1 - cosines(inner))
+        ).fit_predict((1 - cosines(inner))[np.ix_(order, order)])
         kept = found == 0 if (found == 0).any() else np.ones(count, bool)
         limit = float(np.median(lengths))
         made = combination(updates.deltas, kept / kept.sum() * shortening(lengths, limit))

@@ -56,4 +56,9 @@ def scores(apart: np.ndarray, fewer: int) -> np.ndarray:
 def ranked(scores: np.ndarray, receivers: Sequence[int]) -> np.ndarray:
     """Positions by rising score; of equal ones the smaller receiver's first, whatever the order of the rows."""
     # Pre-aggregators that merge deltas leave no receivers.
-    return np.lexsort((np.asarray(receivers if len(receivers) == len(scores) else range(len(scores))), scores))
+    return np.lexsort((np.asarray(receivers or range(len(scores))), scores))
+
+
+def by_receiver(updates: Updates) -> np.ndarray:
+    """Positions by rising receiver: for what breaks ties by the order of its input."""
+    return ranked(np.zeros(len(updates.deltas)), updates.receivers)

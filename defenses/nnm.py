@@ -11,6 +11,7 @@ from fedsem.hooks.aggregate import PreAggregator, Updates
 from fedsem.registry import register
 
 from .distances import distances, gram
+from .krum import by_receiver
 
 
 @register("pre_aggregator", "nnm")
@@ -30,7 +31,8 @@ class NearestNeighbourMixing(PreAggregator):
         apart = distances(gram(updates.deltas))
         count = max(1, len(apart) - self.f)
         np.fill_diagonal(apart, -1.0)
-        nearest = np.argsort(apart, axis=1, kind="stable")[:, :count]
+        order = by_receiver(updates)
+        nearest = order[np.argsort(apart[:, order], axis=1, kind="stable")[:, :count]]
         mix = np.zeros(apart.shape, updates.deltas.dtype)
         np.put_along_axis(mix, nearest, 1 / count, axis=1)
         return replace(updates, deltas=mix @ updates.deltas)

@@ -12,6 +12,7 @@ from fedsem.registry import register
 
 from .clipping import shortening
 from .distances import combination, squared_norms
+from .krum import by_receiver
 
 
 @register("aggregator", "signguard")
@@ -47,11 +48,16 @@ class SignGuard(Aggregator):
         size = updates.deltas.shape[1]
         few = max(1, round(self.share * size))
         chosen = np.sort(updates.stream.child("signguard").numpy().choice(size, few, replace=False))
-        signs = np.sign(updates.deltas[:, chosen])
+        # In the order of the receivers from here: clusters may be equally large, and shares just a bandwidth apart.
+        order = by_receiver(updates)
+        signs = np.sign(updates.deltas[np.ix_(order, chosen)])
         shares = np.stack([(signs == sign).mean(1) for sign in (1, 0, -1)], axis=1)
         bandwidth = estimate_bandwidth(shares, quantile=0.5)
-        if bandwidth <= 0:
+        alike = np.empty(len(order), bool)
+        if bandwidth > 0:
+            found = MeanShift(bandwidth=bandwidth).fit_predict(shares)
+            alike[order] = found == np.argmax(np.bincount(found))
+        else:
             # More than half have the very same shares.
-            return np.asarray((shares == np.median(shares, axis=0)).all(1))
-        found = MeanShift(bandwidth=bandwidth).fit_predict(shares)
-        return np.asarray(found == np.argmax(np.bincount(found)))
+            alike[order] = (shares == np.median(shares, axis=0)).all(1)
+        return alike
