@@ -1,4 +1,4 @@
-"""(g) Aggregators: 100 updates of a million parameters, beside ByzFL, one thread."""
+"""(h) Aggregators: 100 updates of a million parameters, beside ByzFL, one thread."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _row(group: str, name: str, stack: np.ndarray) -> dict[str, Any]:
     assumed = {"f": MALICIOUS} if "f" in kind.model_fields else {}
     made: Any = kind.model_validate({**assumed, **OPTIONS.get(name, {})})
     work = made.aggregate if group == "aggregator" else made.prepare
-    row = {"benchmark": "g: aggregators", "variant": name, "memory": _peak(work, stack)}
+    row = {"benchmark": "h: aggregators", "variant": name, "memory": _peak(work, stack)}
     if name in PARTS:
         stack = stack[:, : PARAMETERS // PARTS[name]].copy()
         row["variant"] = f"{name}, 1/{PARTS[name]} of the parameters"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import PositiveFloat
 
+from fedsem.errors import FederationError
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
@@ -32,9 +33,15 @@ class FoolsGold(Aggregator):
 
     confidence: PositiveFloat = 1.0
 
+    @property
+    def needs_receivers(self) -> bool:
+        return True
+
     def aggregate(self, updates: Updates) -> Aggregate:
         if len(updates.receivers) != len(updates.deltas):
-            raise ValueError("FoolsGold needs to know whose update is which: use no pre-aggregator that merges them.")
+            raise FederationError(
+                "FoolsGold needs to know whose update is which: use no pre-aggregator that merges them."
+            )
         ids, history = self._history(updates)
         rows = np.searchsorted(ids, updates.receivers)
         own = history if np.array_equal(rows, range(len(ids))) else history[rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import NonNegativeInt
 
+from fedsem.errors import FederationError
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
@@ -50,5 +51,8 @@ class MoNna(Aggregator):
                 raise ValueError("MoNNA needs a trusted receiver, or what the server learnt on its own data.")
             return updates.root
         if self.trusted not in updates.receivers:
-            raise ValueError(f"MoNNA trusts receiver {self.trusted}, who has no update in this group and round.")
+            raise FederationError(
+                f"MoNNA trusts receiver {self.trusted}, who has no update in this group and round; raise "
+                "federation.fraction, or trust what the server learns itself (trusted: null)."
+            )
         return np.asarray(updates.deltas[updates.receivers.index(self.trusted)])

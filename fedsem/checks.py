@@ -204,6 +204,12 @@ def _check_aggregator(plan: Plan) -> None:
                 group = f"group/{branch.task}"
                 groups[group] = min(asked, groups.get(group, 0) + 1)
     for key, rule in (("aggregator", federation.aggregator), ("group_aggregator", federation.group_aggregator)):
+        merging = [step for step in federation.pre_aggregators if step.left(asked) != asked]
+        if rule is not None and rule.needs_receivers and merging:
+            raise ScenarioError(
+                f"In the scenario, 'federation.pre_aggregators': '{merging[0].kind}' merges updates, and '{rule.kind}' "
+                "must know whose each is; remove it, or use another rule."
+            )
         if rule is None or not rule.needs_root:
             continue
         if plan.dataset.reserve is None:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsem.defenses.distances import distances, gram
+from fedsem.errors import FederationError
 from fedsem.hooks.aggregate import Updates
 from fedsem.registry import find, names
 from fedsem.streams import Stream
@@ -285,7 +286,7 @@ def test_fltrust_by_hand() -> None:
         with pytest.raises(ValueError, match="the server learnt"):
             rule(name).aggregate(replace(sent, root=None))
     assert not rule("monna", trusted=9).needs_root
-    with pytest.raises(ValueError, match="MoNNA trusts receiver 9"):
+    with pytest.raises(FederationError, match="MoNNA trusts receiver 9"):
         rule("monna", trusted=9).aggregate(sent)
 
 
@@ -364,7 +365,7 @@ def test_foolsgold_remembers_who_was_like_whom() -> None:
             assert not made.kept[lying].any()
             np.testing.assert_allclose(made.delta, rows[~lying].mean(0), rtol=0.05, atol=0.05)
     np.testing.assert_array_equal(memory["receivers"], range(5))
-    with pytest.raises(ValueError, match="whose update is which"):
+    with pytest.raises(FederationError, match="whose update is which"):
         rule_.aggregate(before("bucketing").prepare(sent))
 
 

@@ -120,6 +120,10 @@ def test_reversed_updates_are_dropped_and_counted(tmp_path: Path, engine: str) -
             r"'krum' with f = 1 needs at least 5 updates, and the encoder has 3",
         ),
         (
+            {"federation": {"rounds": 1, "aggregator": "foolsgold", "pre_aggregators": ["bucketing"]}},
+            r"'federation\.pre_aggregators': 'bucketing' merges updates, and 'foolsgold' must know whose each is",
+        ),
+        (
             {"federation": {"kind": "none", "pre_aggregators": ["nnm"]}, "use": {"attacks": []}},
             r"'federation\.pre_aggregators': the centralised reference",
         ),

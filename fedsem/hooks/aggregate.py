@@ -72,6 +72,11 @@ class Aggregator(Options):
         """Whether the rule needs `Updates.root`."""
         return False
 
+    @property
+    def needs_receivers(self) -> bool:
+        """Whether the rule must know whose update is which, which pre-aggregators that merge some take away."""
+        return False
+
     @abstractmethod
     def aggregate(self, updates: Updates) -> Aggregate:
         """The combined delta. Must not change its input nor depend on the receivers' order."""
