@@ -11,6 +11,7 @@ from typing import Any
 import byzfl
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from fedsem.hooks.aggregate import Updates
 from fedsem.registry import find, names
@@ -53,7 +54,9 @@ def measure() -> list[dict[str, Any]]:
     """Rows: CPU time of each rule, of ByzFL's and their ratio; in `memory` the peak above the stacked updates, as a
     share of them."""
     stack = 0.01 * np.random.default_rng(0).standard_normal((RECEIVERS, PARAMETERS), dtype=np.float32)
-    return [_row(group, name, stack) for group in ("aggregator", "pre_aggregator") for name in _defenses(group)]
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        return [_row(group, name, stack) for group in ("aggregator", "pre_aggregator") for name in _defenses(group)]
 
 
 def _defenses(group: str) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
 from fedsem.errors import FederationError
 from fedsem.federation.state import FederationState, RoundRecord, owner
@@ -247,7 +249,14 @@ def aggregated(federation: Federation, group: str, updates: Updates) -> Aggregat
             f"'{rule.kind}' with f = {rule.assumed_f} needs at least {rule.least_updates} valid updates, and '{group}' "
             f"has {count} in this round; lower f, or raise federation.fraction."
         )
-    return combined(rule, federation.pre_aggregators, updates)
+    # As in training: results must not depend on how many cores a machine has.
+    with _blas().limit(limits=1, user_api="blas"):
+        return combined(rule, federation.pre_aggregators, updates)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def fault(plan: Plan, state: FederationState, reply: Reply) -> str | None:
