@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import NonNegativeInt
 
-from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
+from fedsem.hooks.aggregate import Aggregate, RobustAggregator, Updates
 from fedsem.registry import register
 
 from .distances import combination, gram
 
 
 @register("aggregator", "caf")
-class CovarianceFilter(Aggregator):
+class CovarianceFilter(RobustAggregator):
     """Deltas start with c_i = 1 and lose what stands out along the first eigenvector v of their covariance: with mu
     their mean, c_i <- c_i (1 - t_i / max t), t_i = ((delta_i - mu) . v)^2, as long as sum c > n - 2 f; the result is
     the mean mu whose covariance had the smallest first eigenvalue (Allouah et al., Towards Trustworthy Federated
@@ -25,16 +24,6 @@ class CovarianceFilter(Aggregator):
     Attributes:
         f: malicious updates that it assumes; with 0 it is the mean.
     """
-
-    f: NonNegativeInt = 1
-
-    @property
-    def assumed_f(self) -> int:
-        return self.f
-
-    @property
-    def least_updates(self) -> int:
-        return 2 * self.f + 1
 
     def aggregate(self, updates: Updates) -> Aggregate:
         inner = gram(updates.deltas)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
-from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
+from fedsem.hooks.aggregate import Aggregate, RobustAggregator, Updates
 from fedsem.registry import register
 
 from .distances import mean
@@ -15,7 +15,7 @@ from .krum import ranked
 
 
 @register("aggregator", "dnc")
-class DivideAndConquer(Aggregator):
+class DivideAndConquer(RobustAggregator):
     """Mean of the deltas that stand out in no draw: of `coordinates` random coordinates, less their mean, the first
     right singular vector v is found, and the c f deltas with the largest (delta . v)^2 are dropped (Shejwalkar and
     Houmansadr, Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated Learning,
@@ -23,20 +23,14 @@ class DivideAndConquer(Aggregator):
     dropped least often.
 
     Attributes:
-        f: malicious updates that it assumes.
         c: how many are dropped for each of them.
         draws: how often coordinates are drawn.
         coordinates: how many at a time; all where there are fewer.
     """
 
-    f: NonNegativeInt = 1
     c: PositiveFloat = 1.0
     draws: PositiveInt = 5
     coordinates: PositiveInt = 10_000
-
-    @property
-    def assumed_f(self) -> int:
-        return self.f
 
     @property
     def least_updates(self) -> int:

@@ -6,31 +6,24 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import NonNegativeInt
 
-from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
+from fedsem.hooks.aggregate import Aggregate, RobustAggregator, Updates
 from fedsem.registry import register
 
 from .distances import distances, gram
 
 
 @register("aggregator", "krum")
-class Krum(Aggregator):
+class Krum(RobustAggregator):
     """The delta of the one receiver that lies closest to its neighbours: the sum of the squared distances to the
     `neighbours` nearest other deltas is the smallest (Blanchard et al., Machine Learning with Adversaries: Byzantine
     Tolerant Gradient Descent, 2017). It needs n >= 2 f + 3 updates; how much a receiver counts does not matter.
 
     Attributes:
-        f: malicious updates that it assumes.
         neighbours: how many others are counted: n - f - 2 in the paper and in Flower; ByzFL counts n - f - 1.
     """
 
-    f: NonNegativeInt = 1
     neighbours: Literal["n-f-2", "n-f-1"] = "n-f-2"
-
-    @property
-    def assumed_f(self) -> int:
-        return self.f
 
     @property
     def least_updates(self) -> int:

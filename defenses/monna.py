@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import NonNegativeInt
 
 from fedsem.errors import FederationError
-from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
+from fedsem.hooks.aggregate import Aggregate, RobustAggregator, Updates
 from fedsem.registry import register
 
 from .distances import mean, squared_norms
@@ -14,26 +14,16 @@ from .krum import ranked
 
 
 @register("aggregator", "monna")
-class MoNna(Aggregator):
+class MoNna(RobustAggregator):
     """Mean of the n - f deltas that are nearest to one that is trusted (Farhadkhani et al., Robust Collaborative
     Learning with Linear Gradient Overhead, 2023, where each worker trusts its own). It needs n >= 2 f + 1 updates; how
     much a receiver counts does not matter.
 
     Attributes:
-        f: malicious updates that it assumes.
         trusted: the receiver that is trusted, and must be in each round; None: what the server learnt on its own data.
     """
 
-    f: NonNegativeInt = 1
     trusted: NonNegativeInt | None = None
-
-    @property
-    def assumed_f(self) -> int:
-        return self.f
-
-    @property
-    def least_updates(self) -> int:
-        return 2 * self.f + 1
 
     @property
     def needs_root(self) -> bool:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
-from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
+from fedsem.hooks.aggregate import Aggregate, RobustAggregator, Updates
 from fedsem.registry import register
 
 from .coordinates import by_coordinate, mean
 
 
 @register("aggregator", "trimmed_mean")
-class TrimmedMean(Aggregator):
+class TrimmedMean(RobustAggregator):
     """Mean of each coordinate without its smallest and its largest values (Yin et al., Byzantine-Robust Distributed
     Learning: Towards Optimal Statistical Rates, 2018). How much a receiver counts does not matter.
 
@@ -22,7 +22,6 @@ class TrimmedMean(Aggregator):
         share: cut off floor(share n) values at either end instead, as Flower does; it then assumes nothing of f.
     """
 
-    f: NonNegativeInt = 1
     share: Annotated[float, Field(ge=0, lt=0.5)] | None = None
 
     @property

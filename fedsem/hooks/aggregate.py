@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from pydantic import NonNegativeInt
 
 from fedsem.registry import Options
 from fedsem.streams import Stream
@@ -80,6 +81,25 @@ class Aggregator(Options):
     @abstractmethod
     def aggregate(self, updates: Updates) -> Aggregate:
         """The combined delta. Must not change its input nor depend on the receivers' order."""
+
+
+class RobustAggregator(Aggregator):
+    """Combines deltas of which so many may be malicious.
+
+    Attributes:
+        f: malicious updates that it assumes.
+    """
+
+    f: NonNegativeInt = 1
+
+    @property
+    def assumed_f(self) -> int | None:
+        return self.f
+
+    @property
+    def least_updates(self) -> int:
+        """The smallest group that the rule works for: more than half must be honest."""
+        return 2 * self.f + 1
 
 
 class PreAggregator(Options):
