@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsem.errors import ScenarioError
 from fedsem.hooks.budget import ascent, clip, project, radius
 from fedsem.hooks.evasion import Evasion, Norm, Perturbation, Problem
-from fedsem.hooks.losses import Loss, difference_of_logits_ratio, differentiate, log_mean, measure, objective
+from fedsem.hooks.evasion_losses import Loss, difference_of_logits_ratio, differentiate, log_mean, measure, objective
 from fedsem.plan import Plan
 from fedsem.registry import register
 from fedsem.streams import Stream

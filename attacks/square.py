@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from fedsem.errors import ScenarioError
 from fedsem.hooks.budget import clip, radius, unit
 from fedsem.hooks.evasion import Evasion, Norm, Perturbation, Problem, SiteState
-from fedsem.hooks.losses import measure, objective
+from fedsem.hooks.evasion_losses import measure, objective
 from fedsem.plan import Plan
 from fedsem.registry import register
 from fedsem.streams import Stream

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from fedsem.errors import ScenarioError
 from fedsem.hooks.budget import ascent, clip, fill, gaussian, radius
 from fedsem.hooks.evasion import Evasion, Perturbation, Problem
-from fedsem.hooks.losses import Loss, log_mean, margin_to, measure, objective
+from fedsem.hooks.evasion_losses import Loss, log_mean, margin_to, measure, objective
 from fedsem.plan import Plan
 from fedsem.registry import register
 from fedsem.streams import Stream

@@ -12,7 +12,7 @@ from fedsem.hooks.loss import LocalStep
 from fedsem.registry import register
 from fedsem.streams import Stream
 
-from .perturbed import PerturbedTraining
+from .perturbed_training import PerturbedTraining
 
 
 @register("defense", "adversarial_training")

@@ -11,7 +11,7 @@ from fedsem.registry import register
 from fedsem.streams import Stream
 from fedsem.units import l2_radius
 
-from .perturbed import PerturbedTraining
+from .perturbed_training import PerturbedTraining
 
 
 @register("defense", "noise_augmentation")

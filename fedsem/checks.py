@@ -66,7 +66,8 @@ def _check_networks(plan: Plan) -> None:
     for name, attack in scenario.attacks.items():
         attack.check(f"attacks.{name}", plan)
     for name, defense in scenario.defenses.items():
-        defense.check(f"defenses.{name}", plan)
+        if isinstance(defense, LossDefense):
+            defense.check(f"defenses.{name}", plan)
 
 
 def _check_channels(scenario: Scenario) -> None:
@@ -203,14 +204,19 @@ def _check_aggregator(plan: Plan) -> None:
             for branch in plan.trained_branches(receiver):
                 group = f"group/{branch.task}"
                 groups[group] = min(asked, groups.get(group, 0) + 1)
-    for key, rule in (("aggregator", federation.aggregator), ("group_aggregator", federation.group_aggregator)):
-        merging = [step for step in federation.pre_aggregators if step.left(asked) != asked]
-        if rule is not None and rule.needs_receivers and merging:
+    if (own := federation.group_aggregator) is not None and own.proximal_mu:
+        raise ScenarioError(
+            f"In the scenario, 'federation.group_aggregator': '{own.kind}' holds receivers near the global encoder "
+            "and does nothing for decoders; name it in federation.aggregator."
+        )
+    merging = [step for step in federation.pre_aggregators if step.left(asked) != asked]
+    for key, rule in federation.rules.items():
+        if rule.needs_receivers and merging:
             raise ScenarioError(
                 f"In the scenario, 'federation.pre_aggregators': '{merging[0].kind}' merges updates, and '{rule.kind}' "
                 "must know whose each is; remove it, or use another rule."
             )
-        if rule is None or not rule.needs_root:
+        if not rule.needs_root:
             continue
         if plan.dataset.reserve is None:
             raise ScenarioError(
@@ -228,11 +234,10 @@ def _check_aggregator(plan: Plan) -> None:
             members = step.left(members)
         if members < rule.least_updates:
             name = "the encoder" if group == "shared" else f"the decoder of '{group.partition('/')[2]}'"
-            own = group != "shared" and federation.group_aggregator is not None
+            key = "aggregator" if rule is federation.aggregator else "group_aggregator"
             raise ScenarioError(
-                f"In the scenario, 'federation.{'group_' if own else ''}aggregator': '{rule.kind}' with f = "
-                f"{rule.assumed_f} needs at least {rule.least_updates} updates, and {name} has {members} in a round; "
-                "lower f, or add receivers."
+                f"In the scenario, 'federation.{key}': {rule.needs()}, and {name} has "
+                f"{members} in a round; lower f, or add receivers."
             )
 
 

@@ -207,6 +207,12 @@ class Federation(Strict):
     pre_aggregators: list[Annotated[Any, Plugin("pre_aggregator")]] = []
     server_optimizer: ServerOptimizer | None = None
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The aggregators that combine updates, by their key; none without a federation."""
+        keys = ("aggregator", "group_aggregator") if self.kind == "flower" else ()
+        return {key: rule for key in keys if (rule := getattr(self, key)) is not None}
+
     def rule(self, group: str) -> Any:
         """The aggregator of an aggregation group: `shared`, or a decoder's owner."""
         return self.aggregator if group == "shared" or self.group_aggregator is None else self.group_aggregator

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedsem.channels.channel import Realisation
 from fedsem.hooks.evasion import Perturbation, SiteState
-from fedsem.link import Transmitter
+from fedsem.link import Transmission, Transmitter
 from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
 from fedsem.scenario import Optimizer, Uniform
@@ -241,15 +241,13 @@ class _Step:
         self.plan, self.task, self.transmitter, self.decoders = plan, task, transmitter, decoders
         self.poisoning, self.batch, self.numbers, self.drawn = poisoning, batch, numbers, drawn
         self.means: dict[Branch, Tensor] = {}
+        self._clean: Transmission | None = None
 
     def site(self, name: str) -> SiteState:
         """See `LocalStep`."""
         if name == "input":
             return SiteState(self.batch.images, energy(self.batch.images), bounded=True)
-        device = self.batch.images.device
-        # Dropout is that of the pass in which the perturbation is met, and of training without one.
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            x = self.transmitter.send(self.batch.images, gates=True).x.float()
+        x = self._sent({}).x.detach().float()
         return SiteState(x, energy(x), bounded=False)
 
     def losses(self, delta: Perturbation) -> Tensor:
@@ -266,6 +264,15 @@ class _Step:
             self.means[branch] = mean.detach()
         return total
 
+    def _sent(self, delta: Perturbation) -> Transmission:
+        """What is sent for the batch. What a perturbation does on air alone comes after the encoder, which is run once
+        for all of them."""
+        if "input" in delta:
+            return self.transmitter.send(self.batch.images + delta["input"], gates=True)
+        if self._clean is None:
+            self._clean = self.transmitter.send(self.batch.images, gates=True)
+        return self._clean
+
     def _share(self, branch: Branch) -> float:
         weight = self.task.branches[branch]
         return weight / sum(self.task.branches.values()) if weight else 1.0
@@ -273,8 +280,7 @@ class _Step:
     def _by_branch(self, delta: Perturbation) -> dict[Branch, Tensor]:
         """Loss of each branch, draw and example, (draws, B)."""
         plan, transmitter, symbols = self.plan, self.transmitter, self.plan.scenario.link.symbols
-        images = self.batch.images + delta["input"] if "input" in delta else self.batch.images
-        sent = transmitter.send(images, gates=True)
+        sent = self._sent(delta)
         interference = self.poisoning.interference(sent.x, self.batch.labels, self.numbers)
         if "air" in delta:
             interference = delta["air"] if interference is None else interference + delta["air"]

@@ -23,7 +23,14 @@ from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.score import Scorer
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.hooks.evasion import Evasion, Perturbation
-from fedsem.hooks.losses import difference_of_logits_ratio, differentiate, log_mean, margin_to, measure, objective
+from fedsem.hooks.evasion_losses import (
+    difference_of_logits_ratio,
+    differentiate,
+    log_mean,
+    margin_to,
+    measure,
+    objective,
+)
 from fedsem.registry import find
 from fedsem.scenario import check_scenario, dump_scenario
 from fedsem.streams import Stream

@@ -17,6 +17,7 @@ from fedsem.checks import resolve
 from fedsem.errors import ScenarioError
 from fedsem.hooks.evasion import Perturbation, SiteState
 from fedsem.hooks.loss import LossDefense
+from fedsem.link import Transmitter
 from fedsem.registry import find, names
 from fedsem.scenario import check_scenario
 from fedsem.streams import Stream
@@ -139,6 +140,24 @@ def test_at_almost_no_power_it_is_plain_training(sites: list[str]) -> None:
     for key, loss in plain.losses.items():
         assert weak.losses[key] == pytest.approx(loss, rel=1e-4)
     assert sum(strong.losses.values()) > sum(plain.losses.values())
+
+
+@pytest.mark.parametrize(("site", "passes"), [("air", 1), ("input", 4)])
+def test_on_air_the_encoder_runs_once(monkeypatch: pytest.MonkeyPatch, site: str, passes: int) -> None:
+    """Three steps of ascent and one of descent: of an image each needs the encoder, of what it sends none."""
+    sent: list[int] = []
+    plain = Transmitter.send
+
+    def send(self: Transmitter, images: Tensor, *rest: Any, **more: Any) -> Any:
+        sent.append(len(images))
+        return plain(self, images, *rest, **more)
+
+    monkeypatch.setattr(Transmitter, "send", send)
+    made = reply(
+        {"d": {"kind": "adversarial_training", "psr_db": {"uniform": [-20, -10]}, "sites": [site], "steps": 3}}
+    )
+    assert made.error is None
+    assert sent == [32] * (2 * passes)
 
 
 @pytest.mark.slow

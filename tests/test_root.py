@@ -10,18 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from fedsem import run
 from fedsem.checks import resolve
 from fedsem.errors import ScenarioError
-from fedsem.federation import rounds
+from fedsem.federation import history, rounds
 from fedsem.federation.adversaries import forged
-from fedsem.federation.root import root_update
+from fedsem.federation.root import ROOT, root_update
 from fedsem.federation.state import FederationState
 from fedsem.plan import Plan
+from fedsem.registry import find
 from fedsem.scenario import check_scenario
-from fedsem.training import train
+from fedsem.training import train, train_receiver
 
+Krum: Any = find("aggregator", "krum")
 TRUSTED: dict[str, Any] = {
     "schema": 1,
     "name": "trusted",
@@ -49,10 +52,23 @@ def replies_of(plan: Plan, state: FederationState) -> Any:
 
 
 def test_the_server_learns_from_the_reserve_alone() -> None:
-    """As a federation of nobody but it would: all images of the reserve, all decoders, the same parameters."""
+    """All images of the reserve, all decoders, the same parameters: what a receiver does whose data it is."""
     plan = plan_of()
     state = FederationState.initial(plan, 3)
     found = root_update(plan, 3, state)
+    users = {**TRUSTED["receivers"]["users"], "count": 1}
+    data = {"kind": "digits", "train_images": None, "test_images": 40, "reserve": 30, "portion": "reserve"}
+    alone = plan_of(data=data, receivers={"users": users}, federation={"rounds": 2}, use={"attacks": []}, attacks={})
+    np.testing.assert_array_equal(alone.dataset.train.images, plan.dataset.reserve.images)  # type: ignore[union-attr]
+    # The encoder standardises images as the link does, whoever trains it.
+    alone = replace(alone, dataset=replace(alone.dataset, mean=plan.dataset.mean, std=plan.dataset.std))
+    (task,) = rounds.tasks(alone, state, alone.partition(3), 3, [0])
+    expected = train_receiver(alone, replace(task, receiver=ROOT, indices=np.arange(30)))
+    assert expected.error is None
+    for name, value in expected.delta.items():
+        assert torch.equal(found["shared"][name], value)
+    for name, value in expected.decoders["label@down"].items():
+        assert torch.equal(found["group/label"][name], value - state.decoders["group/label"][name])
     assert set(found) == {"shared", "group/label"}
     assert found["shared"].keys() == state.shared.keys()
     again = root_update(plan, 3, state)
@@ -120,6 +136,10 @@ def test_reversed_updates_are_dropped_and_counted(tmp_path: Path, engine: str) -
             r"'krum' with f = 1 needs at least 5 updates, and the encoder has 3",
         ),
         (
+            {"federation": {"rounds": 1, "group_aggregator": "fedprox"}},
+            r"'federation\.group_aggregator': 'fedprox' holds receivers near the global encoder",
+        ),
+        (
             {"federation": {"rounds": 1, "aggregator": "foolsgold", "pre_aggregators": ["bucketing"]}},
             r"'federation\.pre_aggregators': 'bucketing' merges updates, and 'foolsgold' must know whose each is",
         ),
@@ -148,6 +168,37 @@ def test_decoders_may_be_combined_otherwise_than_the_encoder() -> None:
     (dropped,) = (record.dropped for record in robust.history)
     assert set(dropped) == {"shared"}
     assert len(dropped["shared"]) == 4
+    rows = {row["metric"]: row for row in history.rows(plan, 3, robust)}
+    told = [rows["dropped_honest"][key] for key in ("value", "n", "aggregator", "f_assumed")]
+    assert told == [4.0, 5, "krum", 1]
+    assert [rows["dropped_malicious"][key] for key in ("value", "n")] == [0.0, 0]
+
+
+def test_each_group_is_recorded_with_what_its_own_rule_assumes(tmp_path: Path) -> None:
+    federation = {"rounds": 1, "aggregator": {"kind": "krum", "f": 1}, "group_aggregator": {"kind": "median"}}
+    table = run({**TRUSTED, "federation": federation}, out=tmp_path).table
+    rows = table[(table["metric"] == "malicious_updates") & (table["stage"] == "federate")]
+    encoder, decoder = rows[rows["task"].isna()], rows[rows["task"] == "label"]
+    assert encoder[["value", "n", "aggregator", "f_assumed"]].to_numpy().tolist() == [[2.0, 5, "krum", 1]]
+    assert decoder[["value", "n", "aggregator"]].to_numpy().tolist() == [[2.0, 5, "median"]]
+    assert decoder["f_assumed"].isna().all()
+
+
+def test_updates_are_combined_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a machine has cores would round otherwise."""
+    seen: list[int] = []
+    plain = Krum.scores
+
+    def scores(self: Any, deltas: np.ndarray) -> Any:
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return plain(self, deltas)
+
+    monkeypatch.setattr(Krum, "scores", scores)
+    plan = plan_of(federation={"rounds": 1, "aggregator": {"kind": "krum", "f": 1}}, use={"attacks": []})
+    state = FederationState.initial(plan, 3)
+    rounds.combine(plan, 3, state, range(5), replies_of(plan, state))
+    assert seen
+    assert set(seen) == {1}
 
 
 def test_what_a_rule_remembers_survives_a_checkpoint(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import most_patches
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Evasion, Knowledge, Perturbation, SiteState
-from fedsem.hooks.losses import differentiate, objective
+from fedsem.hooks.evasion_losses import differentiate, objective
 from fedsem.link import Transmission
 from fedsem.plan import examples_of
 from fedsem.streams import Stream

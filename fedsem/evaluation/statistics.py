@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -83,6 +83,12 @@ class MeasuredPrecision:
     def n(self) -> int:
         """Images that hold objects, summed over seeds."""
         return int(sum(np.count_nonzero(one.truths.any(0)) for one in self.rankings))
+
+
+@lru_cache(maxsize=8)
+def bootstrap(images: int, seeds: int) -> Bootstrap:
+    """The bootstrap of test sets of that size; all figures share its replicates."""
+    return Bootstrap(images, seeds)
 
 
 class Bootstrap:

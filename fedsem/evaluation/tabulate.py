@@ -10,7 +10,7 @@ import numpy as np
 from fedsem.errors import FedsemError
 from fedsem.evaluation.average_precision import Ranking
 from fedsem.evaluation.point import Point, Tally
-from fedsem.evaluation.statistics import Bootstrap, Measured, MeasuredPrecision
+from fedsem.evaluation.statistics import Measured, MeasuredPrecision, bootstrap
 from fedsem.units import from_db, to_db
 
 ACHIEVED = "psr_achieved_db"
@@ -53,7 +53,6 @@ def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[di
     """
     if len({len(of_seed) for of_seed in points}) != 1:
         raise ValueError("seeds measured different numbers of points")
-    bootstraps: dict[tuple[int, int], Bootstrap] = {}
     groups: list[tuple[int | None, list[int]]] = [(seed, [i]) for i, seed in enumerate(seeds)]
     groups.append((None, list(range(len(seeds)))))
     for number in range(len(points[0])):
@@ -61,7 +60,7 @@ def rows(points: Sequence[Sequence[Point]], seeds: Sequence[int]) -> Iterator[di
         _check_alike(same)
         for seed, members in groups:
             chosen = [points[i] for i in members]
-            yield from _point_rows(chosen, number, seed, bootstraps)
+            yield from _point_rows(chosen, number, seed)
 
 
 ATTACKS_OWN = ("attack", "attack_params", "knowledge", "sites", "targeted", "objective", "norm", "pnr_db", *VARYING)
@@ -77,7 +76,6 @@ def differences(points: Sequence[Sequence[Point]], one: str, other: str) -> Iter
         points: the points of each seed, in the same order for every seed.
         one, other: names of attacks.
     """
-
     compared = [(i, point) for i, point in enumerate(points[0]) if point.columns.get("attack") == other]
     for number, point in enumerate(points[0]):
         if point.columns.get("attack") != one:
@@ -90,7 +88,7 @@ def differences(points: Sequence[Sequence[Point]], one: str, other: str) -> Iter
                 first, second = _measured(mine, metric), _measured(theirs, metric)
                 if first.n == 0:
                     continue
-                low, high = Bootstrap(first.images, len(points)).difference(first, second)
+                low, high = bootstrap(first.images, len(points)).difference(first, second)
                 values = {"value": first.value, "other_value": second.value, "difference": first.value - second.value}
                 yield {**point.columns, "metric": metric, **values, "ci_low": low, "ci_high": high, "n": first.n}
 
@@ -106,9 +104,7 @@ def _alike(point: Point, other: Point) -> bool:
     return True
 
 
-def _point_rows(
-    points: Sequence[Sequence[Point]], number: int, seed: int | None, bootstraps: dict[tuple[int, int], Bootstrap]
-) -> Iterator[dict[str, Any]]:
+def _point_rows(points: Sequence[Sequence[Point]], number: int, seed: int | None) -> Iterator[dict[str, Any]]:
     here = [of_seed[number] for of_seed in points]
     columns = {**here[0].columns, "seed": seed}
     if columns.get(ACHIEVED) is not None:
@@ -135,11 +131,8 @@ def _point_rows(
             yield {**columns, "metric": metric, "value": measured.value, "ci_low": measured.value,
                    "ci_high": measured.value}  # fmt: skip
             continue
-        key = (measured.images, len(here))
-        if key not in bootstraps:
-            bootstraps[key] = Bootstrap(*key)
-        bootstrap = bootstraps[key]
-        low, high = bootstrap.interval(measured)
+        replicates = bootstrap(measured.images, len(here))
+        low, high = replicates.interval(measured)
         counted = {**columns, "n": measured.n}
         yield {**counted, "metric": metric, "value": measured.value, "ci_low": low, "ci_high": high}
         for suffix, link in COMPARED.items():
@@ -149,7 +142,7 @@ def _point_rows(
             if any(metric not in point.metrics for point in others):
                 continue
             other = _measured(others, metric)
-            low, high = bootstrap.difference(measured, other)
+            low, high = replicates.difference(measured, other)
             difference = measured.value - other.value
             yield {
                 **counted, "metric": f"{metric}_{suffix}", "value": difference, "ci_low": low, "ci_high": high,

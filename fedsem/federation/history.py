@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fedsem.federation.state import FederationState, RoundRecord, owner
+from fedsem.federation.state import FederationState, owner
 from fedsem.plan import Plan, describe
 
 
@@ -35,18 +35,14 @@ def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, An
         for metric, who in (("failed_receivers", record.failed), ("rejected_updates", record.rejected)):
             yield {**common, "metric": metric, "value": float(len(who)), "n": len(record.asked)}
         for group, (count, members) in sorted(record.malicious.items()):
-            task = {} if group == "shared" else {"task": group.partition("/")[2]}
-            yield {**common, **task, "metric": "malicious_updates", "value": float(count), "n": members}
+            yield {**common, **_of(plan, group), "metric": "malicious_updates", "value": float(count), "n": members}
+        acting = [attack for attack in plan.training_attacks if attack.acts(record.round)]
+        bad = {number for attack in acting for number in attack.malicious(len(plan.receivers), seed)}
         for group, dropped in sorted(record.dropped.items()):
-            task = {} if group == "shared" else {"task": group.partition("/")[2]}
-            acting = [attack for attack in plan.training_attacks if attack.acts(record.round)]
-            bad = {number for attack in acting for number in attack.malicious(len(plan.receivers), seed)}
-            malicious, members = record.malicious.get(group, (0, len(_members(plan, record, group))))
-            for metric, count, of in (
-                ("dropped_malicious", sum(number in bad for number in dropped), malicious),
-                ("dropped_honest", sum(number not in bad for number in dropped), members - malicious),
-            ):
-                yield {**common, **task, "metric": metric, "value": float(count), "n": of}
+            everyone = {*dropped, *record.kept[group]}
+            for metric, some in (("dropped_malicious", everyone & bad), ("dropped_honest", everyone - bad)):
+                value = float(len(some.intersection(dropped)))
+                yield {**common, **_of(plan, group), "metric": metric, "value": value, "n": len(some)}
         if plan.scenario.federation.kind == "flower":
             for number in {*record.asked} - {*record.failed} - {*record.rejected}:
                 trained |= decoders[number]
@@ -54,14 +50,8 @@ def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, An
             yield {**common, "metric": "untrained_receivers", "value": float(untrained), "n": len(decoders)}
 
 
-def _members(plan: Plan, record: RoundRecord, group: str) -> list[int]:
-    """Receivers whose valid updates an aggregation group combined in a round."""
-    valid = [number for number in record.asked if number not in record.failed and number not in record.rejected]
-    if group == "shared":
-        return valid
-    held = {
-        receiver.id
-        for receiver in plan.receivers
-        if any(owner(plan, receiver, branch) == group for branch in plan.trained_branches(receiver))
-    }
-    return [number for number in valid if number in held]
+def _of(plan: Plan, group: str) -> dict[str, Any]:
+    """Columns of an aggregation group: its task, and what its rule assumes."""
+    rule = plan.scenario.federation.rule(group)
+    task = {} if group == "shared" else {"task": group.partition("/")[2]}
+    return {**task, "aggregator": rule.kind, "f_assumed": rule.assumed_f}

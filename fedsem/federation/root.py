@@ -17,9 +17,7 @@ ROOT = -1
 
 def needs_root(plan: Plan) -> bool:
     """Whether a rule of the federation compares updates with the server's own."""
-    federation = plan.scenario.federation
-    rules = (federation.aggregator, federation.group_aggregator)
-    return federation.kind == "flower" and any(rule is not None and rule.needs_root for rule in rules)
+    return any(rule.needs_root for rule in plan.scenario.federation.rules.values())
 
 
 def root_update(plan: Plan, seed: int, state: FederationState) -> dict[str, Parameters]:

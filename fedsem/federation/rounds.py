@@ -201,7 +201,9 @@ class _Server:
         )
         self.memory |= {f"{group}/{name}": torch.from_numpy(np.asarray(value)) for name, value in made.memory.items()}
         if made.kept is not None:
-            self.record.dropped[group] = [who for who, kept in zip(receivers, made.kept, strict=True) if not kept]
+            verdicts = list(zip(receivers, made.kept, strict=True))
+            self.record.kept[group] = [who for who, kept in verdicts if kept]
+            self.record.dropped[group] = [who for who, kept in verdicts if not kept]
         step = torch.from_numpy(made.delta)
         after = {name: value for name, value in before.items() if name not in names}
         for name, part in zip(names, step.split([before[name].numel() for name in names]), strict=True):
@@ -246,8 +248,8 @@ def aggregated(federation: Federation, group: str, updates: Updates) -> Aggregat
         count = step.left(count)
     if count < rule.least_updates:
         raise FederationError(
-            f"'{rule.kind}' with f = {rule.assumed_f} needs at least {rule.least_updates} valid updates, and '{group}' "
-            f"has {count} in this round; lower f, or raise federation.fraction."
+            f"{rule.needs()}, and '{group}' has {count} valid ones in this round; lower f, or raise "
+            "federation.fraction."
         )
     # As in training: results must not depend on how many cores a machine has.
     with _blas().limit(limits=1, user_api="blas"):

@@ -29,7 +29,8 @@ class RoundRecord:
         rejected: receivers whose update was refused, and why.
         losses: training loss over the last local epoch, by branch key: mean over receivers, weighted by images.
         examples: images behind each of `losses`.
-        dropped: by aggregation group receivers whose updates its rule left out; a rule that chooses none has no entry.
+        kept, dropped: by aggregation group receivers whose updates its rule took and left out; a rule that chooses none
+            has no entry.
         malicious: by aggregation group (`shared`, or a decoder's owner) valid updates of malicious receivers, and all.
         bytes_up: parameters sent by receivers, in bytes.
         bytes_down: parameters sent to receivers, in bytes.
@@ -42,6 +43,7 @@ class RoundRecord:
     losses: dict[str, float] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     malicious: dict[str, list[int]] = field(default_factory=dict)
+    kept: dict[str, list[int]] = field(default_factory=dict)
     dropped: dict[str, list[int]] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0

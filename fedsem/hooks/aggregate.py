@@ -68,6 +68,11 @@ class Aggregator(Options):
         """The smallest group that the rule works for."""
         return 1
 
+    def needs(self) -> str:
+        """The part of an error's sentence that says how many updates it needs."""
+        assumed = "" if self.assumed_f is None else f" with f = {self.assumed_f}"
+        return f"'{self.kind}'{assumed} needs at least {self.least_updates} updates"
+
     @property
     def needs_root(self) -> bool:
         """Whether the rule needs `Updates.root`."""

@@ -54,6 +54,6 @@ class PerturbedTraining(LossDefense):
         if not isinstance(self.psr_db, Uniform):
             return from_db(self.psr_db)
         low, high = self.psr_db.uniform
-        energies = step.site(self.sites[0]).energy
+        energies = step.site("input").energy
         drawn = torch.rand(energies.shape, generator=stream.child("psr").torch(energies.device), device=energies.device)
         return from_db(low + (high - low) * drawn)
