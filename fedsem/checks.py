@@ -66,8 +66,7 @@ def _check_networks(plan: Plan) -> None:
     for name, attack in scenario.attacks.items():
         attack.check(f"attacks.{name}", plan)
     for name, defense in scenario.defenses.items():
-        if isinstance(defense, LossDefense):
-            defense.check(f"defenses.{name}", plan)
+        defense.check(f"defenses.{name}", plan)
 
 
 def _check_channels(scenario: Scenario) -> None:
@@ -261,10 +260,11 @@ def _check_use(scenario: Scenario) -> None:
             "centralised reference has none; use federation.kind: flower."
         )
     for name in scenario.use.defenses:
-        if not isinstance(scenario.defenses[name], LossDefense):
+        if not scenario.defenses[name].in_training:
             raise ScenarioError(f"In the scenario, 'use.defenses': '{name}' does not act in training; leave it out.")
-    if len(scenario.use.defenses) > 1:
-        first, second = scenario.use.defenses[:2]
+    minimised = [name for name in scenario.use.defenses if isinstance(scenario.defenses[name], LossDefense)]
+    if len(minimised) > 1:
+        first, second = minimised[:2]
         raise ScenarioError(
             f"In the scenario, 'use.defenses': '{first}' and '{second}' would both say what receivers minimise; name "
             "one, and sweep over them with sweep.use.defenses."

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import NonNegativeInt
 
+from fedsem.hooks.defense import Defense
 from fedsem.registry import Options
 from fedsem.streams import Stream
 
@@ -50,7 +51,7 @@ class Aggregate:
     memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-class Aggregator(Options):
+class Aggregator(Defense):
     """Combines deltas into one."""
 
     @property

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from fedsem.hooks.defense import Defense
 from fedsem.hooks.evasion import Perturbation, SiteState
-from fedsem.registry import Options
 from fedsem.streams import Stream
-
-if TYPE_CHECKING:
-    from fedsem.plan import Plan
 
 
 class LocalStep(Protocol):
@@ -35,7 +33,7 @@ class LocalStep(Protocol):
         ...
 
 
-class LossDefense(Options):
+class LossDefense(Defense):
     """A defense in `use.defenses` that changes what all receivers minimise. Malicious receivers that poison their data
     follow it too: they are told to by the same server."""
 
@@ -48,10 +46,6 @@ class LossDefense(Options):
             stream: random, by seed, receiver, round and step.
         """
 
-    @abstractmethod
-    def check(self, path: str, plan: Plan) -> None:
-        """Cross-check with the rest of the scenario.
-
-        Raises:
-            ScenarioError: it could do nothing here.
-        """
+    def adaptive(self) -> Mapping[str, Any] | None:
+        """All that it leaves behind is weights, which `standard` differentiates."""
+        return {"kind": "standard"}
