@@ -261,7 +261,9 @@ def _check_use(scenario: Scenario) -> None:
         )
     for name in scenario.use.defenses:
         if not scenario.defenses[name].in_training:
-            raise ScenarioError(f"In the scenario, 'use.defenses': '{name}' does not act in training; leave it out.")
+            raise ScenarioError(
+                f"In the scenario, 'use.defenses': '{name}' acts on a trained link; name it in defenses of a grid."
+            )
     minimised = [name for name in scenario.use.defenses if isinstance(scenario.defenses[name], LossDefense)]
     if len(minimised) > 1:
         first, second = minimised[:2]
@@ -270,6 +272,12 @@ def _check_use(scenario: Scenario) -> None:
             "one, and sweep over them with sweep.use.defenses."
         )
     for i, grid in enumerate(scenario.evaluation.grids):
+        for name in grid.defenses:
+            if name != "none" and scenario.defenses[name].in_training:
+                raise ScenarioError(
+                    f"In the scenario, 'evaluation.grids.{i}.defenses': '{name}' acts in training; name it in "
+                    "use.defenses."
+                )
         for name in grid.attacks:
             measured = (Evasion, Backdoor, Leakage)
             if name in scenario.attacks and not isinstance(scenario.attacks[name], measured):

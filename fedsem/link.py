@@ -26,6 +26,7 @@ class Transmission:
 
     Attributes:
         x: real numbers on air (B, n) of mean power 1; of a digital transmission the numbers that its bits stand for.
+            Where a defense makes the encoder's input random, several draws of it, (m, B, n) (see `in_draws`).
         amplitude: x = amplitude * encoder output, (B, 1) or a number; the receiver of a MAE knows it.
         selected: which patches they belong to, where the encoder sends patches.
     """
@@ -37,14 +38,28 @@ class Transmission:
     def at(self, index: Tensor | slice) -> Transmission:
         """What is sent for some of the images."""
         amplitude = (
-            self.amplitude[index] if isinstance(self.amplitude, Tensor) and self.amplitude.dim() else self.amplitude
+            self.amplitude[..., index, :]
+            if isinstance(self.amplitude, Tensor) and self.amplitude.dim()
+            else self.amplitude
         )
-        return Transmission(self.x[index], amplitude, self.selected and self.selected.at(index))
+        return Transmission(self.x[..., index, :], amplitude, self.selected and self.selected.at(index))
+
+    @property
+    def first(self) -> Tensor:
+        """What is on air in the first draw, (B, n)."""
+        return self.x if self.x.dim() == 2 else self.x[0]
+
+    def in_draws(self, draws: range, of: int) -> Tensor:
+        """What is on air in some of so many channel draws: x; or, of m draws of x, draw k m // of in channel draw k,
+        (draws, B, n)."""
+        if self.x.dim() == 2:
+            return self.x
+        return self.x[[k * len(self.x) // of for k in draws]]
 
     @classmethod
     def joined(cls, parts: Sequence[Transmission]) -> Transmission:
         """Transmissions of one length, one after another."""
-        x, selected = torch.cat([part.x for part in parts]), [part.selected for part in parts if part.selected]
+        x, selected = torch.cat([part.x for part in parts], -2), [part.selected for part in parts if part.selected]
         if not selected:
             return cls(x, 1.0)
         amplitude = torch.cat(

@@ -236,6 +236,7 @@ class Grid(Strict):
     Attributes:
         attacks: names from `attacks`, `none`, and `noise` of the same power. Of a backdoor the trigger is measured,
             which has a power of its own, in cells whose training used it or no poison at all.
+        defenses: names from `defenses` that act on the trained link, each by itself, and `none`.
         tasks: what is scored, names from `tasks`; default: all of them.
         snr_db: signal-to-noise ratios, before fading; those of an eavesdropper too.
         sensing_snr_db: those of sensing tasks; default: snr_db.
@@ -246,6 +247,7 @@ class Grid(Strict):
     """
 
     attacks: list[Name] = Field(["none"], min_length=1)
+    defenses: list[Name] = Field(["none"], min_length=1)
     tasks: list[Name] | None = Field(None, min_length=1)
     snr_db: list[Decibel] = Field(min_length=1)
     sensing_snr_db: list[Decibel] | None = Field(None, min_length=1)
@@ -257,7 +259,7 @@ class Grid(Strict):
 
     @model_validator(mode="after")
     def _each_once(self) -> Grid:
-        for key in ("attacks", "tasks", "snr_db", "sensing_snr_db", "psr_db", "mask_ratio", "selection"):
+        for key in ("attacks", "defenses", "tasks", "snr_db", "sensing_snr_db", "psr_db", "mask_ratio", "selection"):
             if (twice := _twice(getattr(self, key) or [])) is not None:
                 raise ValueError(f"'{key}' lists {shown(twice)} twice")
         return self
@@ -361,6 +363,8 @@ class Scenario(Strict):
         for reserved in ("none", "noise"):
             if reserved in self.attacks:
                 raise WrongKey(f"attacks.{reserved}", f"'{reserved}' is built in; give your attack another name")
+        if "none" in self.defenses:
+            raise WrongKey("defenses.none", "'none' is built in; give your defense another name")
         for group, receivers in self.receivers.items():
             where = f"receivers.{group}"
             for task in receivers.tasks:
@@ -380,6 +384,8 @@ class Scenario(Strict):
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
                 _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
+            for defense in grid.defenses:
+                _known(f"evaluation.grids.{i}.defenses", "defense", defense, {"none", *self.defenses})
             for task in grid.tasks or ():
                 _known(f"evaluation.grids.{i}.tasks", "task", task, self.tasks)
             acting = [name for name in grid.attacks if name != "none"]

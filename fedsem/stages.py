@@ -212,7 +212,7 @@ def _unit(store: Store, number: int, cell: str, plan: Plan, seed: int) -> Unit:
     label = label_of(number, seed)
     key, job = _training(store, plan, seed, f"seed{seed}")
     content = json.loads(job.text)
-    measured = [content[part] for part in ("link", "tasks", "attacks", "evaluation")]
+    measured = [content[part] for part in ("link", "tasks", "attacks", "defenses", "evaluation")]
     data = plan.dataset
     measured += [data.test.fingerprint, *([] if data.reserve is None else [data.reserve.fingerprint])]
     twin = _training(store, without_attack(plan), seed, f"seed{seed}")[1] if has_twin(plan) else None
@@ -245,7 +245,7 @@ def _training(store: Store, plan: Plan, seed: int, name: str) -> tuple[str, Job]
     """What decides a training, and the training, in a folder of that name."""
     text = scenario_text(plan.scenario)
     content = json.loads(text)
-    outside = ("name", "description", "seeds", "compute", "evaluation", "attacks")
+    outside = ("name", "description", "seeds", "compute", "evaluation", "attacks", "defenses")
     training = {key: content[key] for key in content if key not in outside}
     link, tasks = plan.scenario.link, plan.scenario.tasks
     training["link"] = {**content["link"], "encoder": _trained_by(link.encoder, content["link"]["encoder"])}
@@ -253,8 +253,9 @@ def _training(store: Store, plan: Plan, seed: int, name: str) -> tuple[str, Job]
     # The engine and its workers do not change a number; the device does, whatever `auto` stands for here.
     compute = {key: content["compute"][key] for key in ("precision", "execution")} | {"device": str(plan.device)}
     active = {name: content["attacks"][name] for name in plan.scenario.use.attacks}
+    standing = {name: content["defenses"][name] for name in plan.scenario.use.defenses}
     # Sorted keys would forget the order of the groups, which numbers the receivers.
-    decisive = [training, list(content["receivers"]), compute, active, seed, plan.dataset.train.fingerprint]
+    decisive = [training, list(content["receivers"]), compute, active, standing, seed, plan.dataset.train.fingerprint]
     if weights := weights_of(plan.scenario):
         decisive.append(weights)
     key = json.dumps(decisive, sort_keys=True)

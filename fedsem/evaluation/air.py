@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fedsem.channels.channel import Realisation
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.streams import Stream
+
+TRANSFORMS = 16
+"""Draws of a random transform at most: the encoder runs once for each; channel draws are shared out among them."""
 
 
 class Air:
@@ -39,6 +44,18 @@ class Air:
             draws or self.link.plan.scenario.evaluation.draws.attack,
             self.stream.child("attack", listener.name, step),
         )
+
+    def transform(self, step: int | None = None) -> Tensor | None:
+        """Draws of what is random in the link's transform, (m, N, ...), for scoring or for a step of an attack: at most
+        `TRANSFORMS` of them; None where nothing is."""
+        transform, draws = self.link.transform, self.link.plan.scenario.evaluation.draws
+        if transform is None:
+            return None
+        many = draws.score if step is None else draws.attack
+        stream = self.stream.child("transform", "score" if step is None else step)
+        shape = (min(many, TRANSFORMS), len(self.link.labels))
+        drawn = transform.draw(shape, self.link.plan.images.shape, stream.torch())
+        return None if drawn is None else drawn.to(self.link.plan.device)
 
     def _draw(self, listener: Listener, draws: int, stream: Stream) -> Realisation:
         plan = self.link.plan

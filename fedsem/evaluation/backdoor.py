@@ -175,7 +175,7 @@ def trigger(attack: Backdoor, side: Side) -> tuple[Perturbation, float]:
         return {"phase": torch.full((len(link.labels),), attack.rotation, device=link.images.device)}, rotation_psr(
             attack.rotation
         )
-    x = side.scorer.receptions.sent({}).x
+    x = side.scorer.receptions.sent({}).first
     numbers = torch.arange(len(x), device=x.device)
     delta = attack.waveform(x, link.labels, numbers, stream)
     return {"air": delta}, float(achieved_psr(delta, energy(x)).mean())

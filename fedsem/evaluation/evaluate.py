@@ -15,6 +15,7 @@ from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.backdoor import Triggers, triggers_of, without_triggers
 from fedsem.evaluation.baselines import reference_points
+from fedsem.evaluation.defended import defended
 from fedsem.evaluation.leakage import measure_leakage, steps, without_leakage
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.problem import LinkProblem
@@ -63,17 +64,20 @@ def evaluate(
             where there is nothing to compare.
         surrogates: links that adversaries have trained, by the attack's name.
     """
-    modes = list(dict.fromkeys(mode for grid in link.plan.scenario.evaluation.grids for mode in _modes(link, grid)))
+    ways = list(dict.fromkeys(way for grid in link.plan.scenario.evaluation.grids for way in _ways(link, grid)))
     whole = Measurement()
-    total = sum(_count(grid) * len(_modes(link, grid)) for grid in _grids(link)) + steps(link.plan)
+    total = sum(_count(grid) * len(_ways(link, grid)) for grid in _grids(link)) + steps(link.plan)
     triggers = [] if twin is None else triggers_of(link.plan)
-    counter = _Counter(progress, total + len(triggers) * max(1, len(modes)))
-    for mode in modes or [Mode()]:
-        grids = [grid for grid in _grids(link) if mode in _modes(link, grid)]
-        evaluation = _Evaluation(link.in_mode(mode), grids, counter, surrogates or {})
+    counter = _Counter(progress, total + len(triggers) * max(1, len(ways)))
+    for way in ways or [(Mode(), "none")]:
+        grids = [grid for grid in _grids(link) if way in _ways(link, grid)]
+        mode, defense = way
+        evaluation = _Evaluation(link.in_mode(mode), defense, grids, counter, surrogates or {})
         part = evaluation.run()
         if twin is not None:
-            evaluation.compare(twin.in_mode(mode) if twin is not link else evaluation.link, mode, triggers)
+            other = defended(twin.in_mode(mode), defense) if twin is not link else evaluation.link
+            asked = [grid for grid in link.plan.scenario.evaluation.grids if way in _ways(link, grid)]
+            evaluation.compare(other, asked, triggers)
         first = len(whole.points)
         for point in part.points:
             point.clean = None if point.clean is None else first + point.clean
@@ -87,6 +91,7 @@ def evaluate(
     if link.plan.scenario.evaluation.baselines:
         whole.points += reference_points(link, Air(link), _grids(link))
     _compare_choices(whole.points)
+    _compare_defenses(whole.points)
     return whole
 
 
@@ -103,6 +108,26 @@ def _modes(link: TrainedLink, grid: Grid) -> list[Mode]:
     ratios: Sequence[float | None] = grid.mask_ratio or [None if options.latency_budget_s else options.mask_ratio]
     modes = product(ratios, grid.selection or [options.selection])
     return list(dict.fromkeys(Mode(0.0 if name == "original" else ratio, name) for ratio, name in modes))
+
+
+def _ways(link: TrainedLink, grid: Grid) -> list[tuple[Mode, str]]:
+    """Modes and defenses of a grid: each pair is a link of its own."""
+    return list(product(_modes(link, grid), grid.defenses))
+
+
+def _compare_defenses(points: Sequence[Point]) -> None:
+    """Link every point behind a defense of the trained link to the same point without it."""
+    left_out = {"defense", "knowledge", "psr_achieved_db", "attack_params"}
+
+    def place(point: Point) -> str:
+        columns = {key: value for key, value in point.columns.items() if key not in left_out}
+        beside = point.columns["attack_params"] if point.columns.get("attack") == "noise" else None
+        return json.dumps([columns, beside], sort_keys=True)
+
+    plain = {place(point): i for i, point in enumerate(points) if "defense" not in point.columns}
+    for point in points:
+        if "defense" in point.columns:
+            point.undefended = plain.get(place(point))
 
 
 def _compare_choices(points: Sequence[Point]) -> None:
@@ -168,9 +193,15 @@ def _axis(sensing: bool) -> str:
 
 class _Evaluation:
     def __init__(
-        self, link: TrainedLink, grids: Sequence[Grid], counter: _Counter, surrogates: Mapping[str, TrainedLink]
+        self,
+        plain: TrainedLink,
+        defense: str,
+        grids: Sequence[Grid],
+        counter: _Counter,
+        surrogates: Mapping[str, TrainedLink],
     ) -> None:
-        self.link, self.grids, self.counter, self.surrogates = link, grids, counter, surrogates
+        self.plain, self.defense, self.grids, self.counter, self.surrogates = plain, defense, grids, counter, surrogates
+        self.link = link = defended(plain, defense)
         self.evaluation = link.plan.scenario.evaluation
         self.air = Air(link)
         self.scorer = Scorer(link, self.air)
@@ -193,9 +224,14 @@ class _Evaluation:
                 self.attack(grid, at)
         return Measurement(self.points, self.samples.rows)
 
-    def compare(self, twin: TrainedLink, mode: Mode, triggers: Sequence[str]) -> None:
-        """Compare with the unpoisoned twin, clean and with the triggers of backdoors."""
-        grids = [grid for grid in self.evaluation.grids if mode in _modes(self.link, grid)]
+    def compare(self, twin: TrainedLink, grids: Sequence[Grid], triggers: Sequence[str]) -> None:
+        """Compare with the unpoisoned twin, clean and with the triggers of backdoors.
+
+        Args:
+            twin: the twin, behind the same defense.
+            grids: those of this evaluation, with their backdoors.
+            triggers: names of backdoors.
+        """
         both = Triggers(self.link, self.scorer, twin, grids, self.points, self.clean, self.columns, self.samples)
         both.compare_clean()
         for name in triggers:
@@ -264,12 +300,16 @@ class _Evaluation:
                 self.counter.step()
 
     def problem(self, name: str, attack: Evasion, at: _Where) -> LinkProblem:
-        """What an attack sees of the link, and of its surrogate."""
+        """What an attack sees of the link and of its defense, and its surrogate."""
         surrogate = None
         if name in self.surrogates:
             stolen = self.surrogates[name].in_mode(self.link.mode)
             surrogate = LinkProblem(stolen, Air(stolen), attack, at.snr_db, at.sensing_snr_db)
-        return LinkProblem(self.link, self.air, attack, at.snr_db, at.sensing_snr_db, surrogate)
+        seen, air = self.link, self.air
+        if self.defense != "none" and (level := attack.knowledge.defense) != "exact":
+            seen = self.plain if level == "none" else defended(self.plain, self.defense, known=True)
+            air = Air(seen)
+        return LinkProblem(seen, air, attack, at.snr_db, at.sensing_snr_db, surrogate)
 
     def places(self, name: str, problem: LinkProblem, psr_db: float, axes: dict[str, float]) -> _Places:
         """Where a perturbation is scored: at all points of all grids that hold it."""
@@ -324,7 +364,9 @@ class _Evaluation:
             knowledge = attack.knowledge
             columns |= {
                 "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
-                "knowledge": ", ".join(f"{what}: {known}" for what, known in knowledge),
+                "knowledge": ", ".join(
+                    f"{what}: {known}" for what, known in knowledge if what != "defense" or self.defense != "none"
+                ),
             }
             if knowledge.weights != "none" and knowledge.signal == "statistics":
                 held = "reserve" if self.link.plan.dataset.reserve else "training images"
@@ -360,7 +402,9 @@ class _Evaluation:
 
     def columns(self, key: Key, snr_db: float) -> dict[str, Any]:
         listener = next(one for one in self.link.listeners if key_of(one) == key)
+        used = self.link.plan.scenario.use.defenses
         return {
+            **({} if self.defense == "none" else {"defense": "+".join([*used, self.defense])}),
             "stage": "evaluate",
             "round": self.link.plan.scenario.federation.rounds,
             "receiver": listener.group,

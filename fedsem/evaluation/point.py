@@ -42,6 +42,7 @@ class Point:
         random, variance: number of the point whose patches are chosen at random, or by their variance, all else alike.
         guess: number of the point of someone who has heard nothing.
         receiver: number of the point of the receivers that the signal was meant for, at the same SNR.
+        undefended: number of the same point of the trained link without its defense at test time.
     """
 
     columns: dict[str, Any]
@@ -53,9 +54,10 @@ class Point:
     twin: int | None = None
     guess: int | None = None
     receiver: int | None = None
+    undefended: int | None = None
 
 
-LINKS = ("clean", "noise", "random", "variance", "twin", "guess", "receiver")
+LINKS = ("clean", "noise", "random", "variance", "twin", "guess", "receiver", "undefended")
 """Other points that a point is compared with."""
 
 

@@ -15,6 +15,7 @@ from fedsem.channels.channel import Realisation
 from fedsem.errors import ScenarioError
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import most_patches
+from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Evasion, Knowledge, Perturbation, SiteState
 from fedsem.hooks.evasion_losses import differentiate, objective
@@ -83,7 +84,8 @@ class LinkProblem:
             draws = link.plan.scenario.evaluation.draws.score
             self.rows, self._all = images.repeat(draws), False
             self._known = (air, torch.arange(draws, device=images.device).repeat_interleave(len(images)), self.rows)
-        self._known_sent: Transmission | None = None
+        self._known_sent: tuple[int, Transmission] | None = None
+        self._kept: dict[str, Any] = {}
         self.sites: Mapping[str, SiteState] = {name: self._site(name) for name in attack.sites}
         self._surrogate = surrogate
         if surrogate is not None and "air" in self.sites:
@@ -93,7 +95,7 @@ class LinkProblem:
         self._made_once: dict[str, Any] = {}  # shared with all copies of this problem
         self._noise = True
         self._draws = attack.expectation(link.plan)
-        self._kept: dict[str, Any] = {}
+        self._alarms = Alarms(link) if link.detector is not None and link.known else None
 
     @property
     def labels(self) -> Tensor:
@@ -133,7 +135,7 @@ class LinkProblem:
             ScenarioError: the objective is not one classification task.
         """
         self._classifier()
-        sent = self._sent(delta, index)
+        sent = self._sent(delta, step, index)
         outputs = [
             listener.decoder(self._heard(listener, sent, self._realisation(listener, step, index), delta))
             for listener in self.weights
@@ -151,10 +153,11 @@ class LinkProblem:
 
     @property
     def classifies(self) -> bool:
-        """Whether the objective is the loss of one classification task, untargeted."""
+        """Whether the objective is the loss of one classification task, untargeted, with no alarm to avoid."""
         tasks = {listener.branch.task: self.link.plan.task(listener.branch) for listener in self.weights}
         kinds = [isinstance(task, Classification) for task in tasks.values()]
-        return kinds == [True] and not self.attack.targeted and self.attack.objective != "joint"
+        alone = not self.attack.targeted and self.attack.objective != "joint" and self._alarms is None
+        return kinds == [True] and alone
 
     def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
         """How badly the objective's tasks fail at each row, (B,)."""
@@ -241,7 +244,7 @@ class LinkProblem:
     ) -> dict[Listener, Tensor]:
         """Loss of each listener (or how badly it fails), the mean over draws, (B,)."""
         images = self._images(index)
-        examples, sent = self.link.examples.at(images), self._sent(delta, index)
+        examples, sent = self.link.examples.at(images), self._sent(delta, step, index)
         losses = {}
         for listener in self.weights:
             task = self.link.plan.task(listener.branch)
@@ -253,7 +256,12 @@ class LinkProblem:
             else:
                 truth = task.aim(goal, self.link.examples)[images]
             measured = (task.failure if failing else task.objective)(listener.decoder, heard, truth)
-            losses[listener] = measured.mean(0) if goal is None else -measured.mean(0)
+            measured = measured if goal is None else -measured
+            if self._alarms is not None:
+                alarm = self._alarms.alarm(listener, self.snr[self.link.is_sensing(listener)])
+                # What is flagged has not failed.
+                measured = measured * ~alarm.flags(heard) if failing else measured - alarm.cost(heard)
+            losses[listener] = measured.mean(0)
         return losses
 
     def _clean_losses(self) -> tuple[dict[Listener, Tensor], dict[Listener, Tensor]]:
@@ -267,7 +275,7 @@ class LinkProblem:
             shuffled = torch.randperm(len(everything), generator=order).to(everything.device)
             with torch.no_grad():
                 for images in everything.split(self.batch):
-                    sent = self._transmitted(images, {})
+                    sent = self._transmitted(images, {}, 0)
                     for listener in self.weights:
                         task = self.link.plan.task(listener.branch)
                         realisation = self.air.attack(listener, 0, self._draws).at(images)
@@ -298,36 +306,43 @@ class LinkProblem:
         if name == "input":
             images = self.link.images[self._images(slice(None))]
             return SiteState(images, energy(images), bounded=True)
-        x = self._clean_sent().x[self.rows]
+        x = self._clean_sent(0).first[self.rows]
         return SiteState(x, energy(x), bounded=False)
 
-    def _clean_sent(self) -> Transmission:
+    def _clean_sent(self, step: int) -> Transmission:
         """What is sent for every test image, unperturbed."""
-        if self._known_sent is None:
+        random = self._transforms(step) is not None
+        if self._known_sent is None or (random and self._known_sent[0] != step):
             everything = torch.arange(len(self.link.labels), device=self.rows.device)
+            air = {"air": torch.empty(0)}
             with torch.no_grad():
-                parts = [self._transmitted(images, {"air": torch.empty(0)}) for images in everything.split(self.batch)]
-            self._known_sent = Transmission.joined(parts)
-        return self._known_sent
+                parts = [self._transmitted(images, air, step) for images in everything.split(self.batch)]
+            self._known_sent = step, Transmission.joined(parts)
+        return self._known_sent[1]
 
-    def _sent(self, delta: Perturbation, index: slice) -> Transmission:
+    def _sent(self, delta: Perturbation, step: int, index: slice) -> Transmission:
         rows = self._images(index)
         # What is only met on air is sent as it always is.
         if delta and "input" not in delta:
-            return self._clean_sent().at(rows)
-        return self._transmitted(rows, delta)
+            return self._clean_sent(step).at(rows)
+        return self._transmitted(rows, delta, step)
+
+    def _transforms(self, step: int) -> Tensor | None:
+        """The step's draws of what is random in the link's transform."""
+        if self._kept.get("transformed") != step:
+            self._kept["transformed"], self._kept["transforms"] = step, self.air.transform(step)
+        found: Tensor | None = self._kept["transforms"]
+        return found
 
     def _images(self, index: slice) -> Tensor | slice:
         """Numbers of the test images in these rows."""
         return index if self._all else self.rows[index]
 
-    def _transmitted(self, rows: Tensor | slice, delta: Perturbation) -> Transmission:
+    def _transmitted(self, rows: Tensor | slice, delta: Perturbation, step: int) -> Transmission:
         images = self.link.images[rows]
         images = images + delta["input"] if "input" in delta else images
         # Over the air an adversary meets the numbers that are sent; gates would put them elsewhere.
-        numbers = torch.arange(len(self.link.labels), device=images.device)[rows]
-        choice = self.link.choice(numbers, self.count, changed="input" in delta)
-        return self.link.transmitter.send(images, choice, gates="air" not in delta)
+        return self.link.send(images, rows, self.count, "input" in delta, "air" not in delta, self._transforms(step))
 
     def _heard(self, listener: Listener, sent: Transmission, realisation: Realisation, delta: Perturbation) -> Tensor:
         plan, channel = self.link.plan, self.link.plan.channel(listener.branch)
@@ -336,10 +351,13 @@ class LinkProblem:
             return transmitter.hear(sent.x.unsqueeze(0), sent)
         if channel.is_sensing:
             interference = None if "air" not in delta else transmitter.waveform(sent, delta["air"])
-            return channel.apply(transmitter.waveform(sent), realisation, self.snr[True], symbols, interference)
-        uses = sent.x.shape[1] if symbols == "real" else sent.x.shape[1] // 2
+            draws = len(realisation.noise)
+            x = transmitter.waveform(sent, sent.in_draws(range(draws), draws))
+            return channel.apply(x, realisation, self.snr[True], symbols, interference)
+        uses = sent.x.shape[-1] if symbols == "real" else sent.x.shape[-1] // 2
         air = realisation.first(uses)
-        return transmitter.hear(channel.apply(sent.x, air, self.snr[False], symbols, delta.get("air")), sent)
+        x = sent.in_draws(range(len(air.noise)), len(air.noise))
+        return transmitter.hear(channel.apply(x, air, self.snr[False], symbols, delta.get("air")), sent)
 
     def _realisation(self, listener: Listener, step: int, index: slice, draws: int | None = None) -> Realisation:
         """Draws for some of the rows, (draws, B); an adversary who knows the channel has the gains of the receptions

@@ -75,10 +75,10 @@ class Receptions:
         """What is sent for the perturbed test images; of a digital transmission nothing that is on air."""
         if "input" not in delta and self._clean is not None:
             return self._clean
-        images, count = self.perturbed(delta), most_patches(self.link)
+        images, count, drawn = self.perturbed(delta), most_patches(self.link), self.air.transform()
         with torch.no_grad():
             parts = [
-                self.link.transmitter.send(images[index], self.link.choice(index, count, changed="input" in delta))
+                self.link.send(images[index], index, count, "input" in delta, drawn=drawn)
                 for index in self.everything.split(self.link.plan.scenario.evaluation.batch)
             ]
         whole = Transmission.joined(parts)
@@ -114,13 +114,16 @@ class Receptions:
         if self.encoder is not None:
             x = self.link.transmitter.waveform(sent)
             interference = None if interference is None else self.link.transmitter.waveform(sent, interference)
-        once = torch.ones(1, len(x), device=x.device)
-        chunk = max(1, ROWS_AT_ONCE // len(x))
+        images = len(self.everything)
+        once = torch.ones(1, images, device=x.device)
+        chunk = max(1, ROWS_AT_ONCE // images)
         for start in range(0, len(whole.noise), chunk):
             part = whole.draws(slice(start, start + chunk))
             here = interference
-            if here is not None and here.dim() > x.dim():  # an adversary who knows the channel: one for each reception
+            if here is not None and here.dim() > 2:  # an adversary who knows the channel: one for each reception
                 here = here[start : start + chunk]
+            if self.encoder is None:
+                x = sent.in_draws(range(start, start + len(part.noise)), len(whole.noise))
             with torch.no_grad():
                 received = channel.apply(x, part, snr_db, symbols, here, delta.get("phase"))
             yield Heard(received, self.everything, once, part)
@@ -192,8 +195,7 @@ class Receptions:
         if bool(there.any()):
             some, images = index[there], self.perturbed(delta)
             with torch.no_grad():
-                choice = self.link.choice(some, count[there], changed="input" in delta)
-                sent = self.link.transmitter.send(images[some], choice)
+                sent = self.link.send(images[some], some, count[there], "input" in delta)
                 pictures[there] = self.link.transmitter.hear(sent.x.unsqueeze(0), sent)[0]
                 assert sent.selected is not None
                 assert sent.selected.kept is not None

@@ -52,7 +52,7 @@ class Samples:
             return
         if not self.listeners:
             return
-        x = receptions.sent(delta).x
+        x = receptions.sent(delta).first
         plan, head = self.link.plan, slice(0, self.count)
         shown = {**columns, "snr_db": snr_db, "seed": self.link.seed, "symbols": plan.scenario.link.symbols}
         images = self.link.images[head]

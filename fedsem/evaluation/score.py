@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.average_precision import Detections, Ranking
+from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.point import Tally
 from fedsem.evaluation.reception import Heard, Receptions
 from fedsem.evaluation.trained import Listener, TrainedLink
@@ -37,6 +38,7 @@ class Scorer:
     def __init__(self, link: TrainedLink, air: Air) -> None:
         self.link = link
         self.receptions = Receptions(link, air)
+        self.alarms = None if link.detector is None else Alarms(link)
         self.thresholds: dict[tuple[str, float], float | None] = {}
 
     def score(
@@ -61,6 +63,9 @@ class Scorer:
             shares = task.metrics(output, truth, thresholds[listener][levels[0]])
             if heard.kept is not None and isinstance(task, Reconstruction):
                 shares |= self._inpainting(output, heard)
+            if self.alarms is not None:
+                # Only transmitters of patches are heard at several SNRs at once, and of those the air changes nothing.
+                shares |= _passed(shares, self.alarms.alarm(listener, snrs[levels[0]]).flags(heard.inputs))
             goal = attack.targeted.get(listener.branch.task) if attack is not None else None
             if goal is not None:
                 shares["reached"] = task.reached(output, truth, task.aim(goal, self.link.examples)[heard.images])
@@ -133,6 +138,17 @@ class Scorer:
                     torch.cat([output for output, _ in pairs]), torch.cat([truth for _, truth in pairs])
                 )
         return self.thresholds[key]
+
+
+def _passed(shares: Mapping[str, Share], flagged: Tensor) -> dict[str, Share]:
+    """What a detector makes of receptions: see `fedsem.hooks.detector.Detector`."""
+    passed, every = (~flagged).float(), torch.ones(flagged.shape, device=flagged.device)
+    found = {"flagged": Share(flagged.float(), every)}
+    if "accuracy" in shares:
+        right = shares["accuracy"].numerator
+        found["accuracy_passed"] = Share(right * passed, passed)
+        found["undetected_error"] = Share((1 - right) * passed, every)
+    return found
 
 
 def _mostly(accuracy: Tally) -> Tally:

@@ -27,6 +27,7 @@ COMPARED = {
     "vs_twin": "twin",
     "vs_guess": "guess",
     "vs_receiver": "receiver",
+    "vs_undefended": "undefended",
 }
 """Ending of a paired difference's name -> the link of a point to the one it is compared with."""
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from fedsem.channels.channel import Realisation
 from fedsem.evaluation.oracle import greedy_order
-from fedsem.link import Transmitter
+from fedsem.hooks.detector import Detector
+from fedsem.hooks.transform import Transform
+from fedsem.link import Transmission, Transmitter
 from fedsem.models.mae_encoder import Choice, MaeEncoder
 from fedsem.models.selection import Strategy
 from fedsem.plan import Branch, Plan
@@ -62,6 +64,9 @@ class TrainedLink:
         listeners: all of them, in the order of the receivers.
         examples: test images in [0, 1] with all that is known of them.
         mode: how much of the images is sent, chosen by what; for encoders that send patches.
+        transform: what a defense does to images before the encoder.
+        detector: what a defense makes of receptions.
+        known: whether whoever attacks this link knows its defense and works around it.
         orders: of every test image's patches, the best first, (N, L), by the strategy that ranks them; filled as they
             are asked for, and shared by all modes of a link (`in_mode`).
     """
@@ -72,6 +77,9 @@ class TrainedLink:
     listeners: tuple[Listener, ...]
     examples: Examples
     mode: Mode = Mode()
+    transform: Transform | None = None
+    detector: Detector | None = None
+    known: bool = False
     orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def without(self, receivers: frozenset[int]) -> TrainedLink:
@@ -84,6 +92,35 @@ class TrainedLink:
         link = replace(self, mode=mode)
         object.__setattr__(link, "orders", self.orders)
         return link
+
+    def send(
+        self,
+        images: Tensor,
+        numbers: Tensor | slice,
+        count: int | Tensor,
+        changed: bool,
+        gates: bool = False,
+        drawn: Tensor | None = None,
+    ) -> Transmission:
+        """What is sent for these images.
+
+        Args:
+            images: (B, C, H, W).
+            numbers: of the test images that they are, or come from.
+            count: of patches, for an encoder that sends some of them.
+            changed: whether somebody has changed the images.
+            gates: see `Transmitter.send`.
+            drawn: random numbers of the transform for each test image, (m, N, ...).
+        """
+        everything = torch.arange(len(self.labels), device=images.device)[numbers]
+        if self.transform is None:
+            return self.transmitter.send(images, self.choice(everything, count, changed), gates)
+        if drawn is None:
+            seen = self.transform.applied(images, None, self.known)
+            return self.transmitter.send(seen, self.choice(everything, count, changed=True), gates)
+        seen = torch.cat([self.transform.applied(images, one[numbers], self.known) for one in drawn])
+        sent = self.transmitter.send(seen, None, gates)
+        return Transmission(sent.x.unflatten(0, (len(drawn), len(images))), 1.0)
 
     def choice(self, index: Tensor, count: int | Tensor, changed: bool = False) -> Choice | None:
         """How the patches of these test images are chosen; None for an encoder that has none.

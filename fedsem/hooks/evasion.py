@@ -144,11 +144,15 @@ class Knowledge(Strict):
         signal: `exact`: what each example sends, the image and the transmitted signal x; `statistics`: images of its
             own, from the same distribution.
         channel: `csi`: the gains h and g of every reception (but not its noise); `statistics`: their distribution.
+        defense: of a defense that acts on the trained link (`evaluation.grids`): `exact`: the attack meets it, and
+            differentiates it as far as it can be; `adaptive`: it works around it, in the way that the defense itself
+            says (`Defense.adaptive`); `none`: it is made for the link without it.
     """
 
     weights: Literal["all", "surrogate", "none"] = "all"
     signal: Literal["exact", "statistics"] = "exact"
     channel: Literal["csi", "statistics"] = "statistics"
+    defense: Literal["exact", "adaptive", "none"] = "exact"
 
 
 class Surrogate(Strict):
@@ -275,7 +279,7 @@ class Evasion(Options):
                 raise ScenarioError(f"In the scenario, '{where}': there is no goal {goal}; choose 0 to {count - 1}.")
 
     def _check_knowledge(self, path: str, plan: Plan) -> None:
-        known = self.levels(self.model_dump())
+        known = {"defense": ("exact", "adaptive", "none"), **self.levels(self.model_dump())}
         for what, level in self.knowledge:
             if level not in known[what]:
                 raise ScenarioError(

@@ -62,6 +62,7 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         ("_vs_random", "{} beyond random"),
         ("_vs_variance", "{} beyond variance"),
         ("_vs_twin", "{} beyond unattacked"),
+        ("_vs_undefended", "{} beyond undefended"),
         ("_vs_guess", "{} beyond a guess"),
         ("_vs_receiver", "{} beyond the receivers"),
         ("_change", "Change of {}"),

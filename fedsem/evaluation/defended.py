@@ -1,0 +1,45 @@
+"""A trained link behind a defense that acts at test time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from fedsem.evaluation.trained import TrainedLink
+from fedsem.hooks.detector import Detector
+from fedsem.hooks.transform import Transform
+
+
+def defended(link: TrainedLink, name: str, known: bool = False) -> TrainedLink:
+    """The link behind a defense of its scenario; the link itself for `none`.
+
+    Args:
+        link: the trained link.
+        name: of the defense.
+        known: whether it is what an adversary sees who knows the defense and works around it.
+    """
+    if name == "none":
+        return link
+    defense = link.plan.scenario.defenses[name]
+    if isinstance(defense, Transform) and defense.where == "input":
+        changed = replace(link, transform=defense, known=known)
+    elif isinstance(defense, Transform):
+        listeners = [replace(one, decoder=_Behind(defense, known, one.decoder)) for one in link.listeners]
+        changed = replace(link, listeners=tuple(listeners), known=known)
+    else:
+        assert isinstance(defense, Detector)
+        changed = replace(link, detector=defense, known=known)
+    object.__setattr__(changed, "orders", link.orders)
+    return changed
+
+
+class _Behind(nn.Module):
+    """A decoder behind a transform of what it receives."""
+
+    def __init__(self, transform: Transform, known: bool, decoder: nn.Module) -> None:
+        super().__init__()
+        self.transform, self.known, self.decoder = transform, known, decoder
+
+    def forward(self, heard: Tensor) -> Tensor:
+        return self.decoder(self.transform.applied(heard, None, self.known))
