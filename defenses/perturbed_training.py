@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsem.errors import ScenarioError
 from fedsem.hooks.evasion import Perturbation, Site
 from fedsem.hooks.loss import LocalStep, LossDefense
-from fedsem.scenario import Uniform
+from fedsem.scenario import Level, Uniform
 from fedsem.streams import Stream
 from fedsem.units import from_db
 
@@ -29,7 +29,7 @@ class PerturbedTraining(LossDefense):
         clean: c, the weight of the clean loss.
     """
 
-    psr_db: float | Uniform
+    psr_db: Level
     sites: list[Site] = Field(["input"], min_length=1)
     clean: Annotated[float, Field(ge=0, lt=1)] = 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,9 @@ Setting = Annotated[list[str] | None, typer.Option("--set", help="override a key
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+LINE_EVERY_S = 60
+"""Seconds between two lines of progress where there is no terminal: a log should say that the run is alive."""
 
 LISTINGS = (
     "attacks",
@@ -284,13 +288,21 @@ def _sentences(if_interrupted: str = "") -> Iterator[None]:
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, str, int, int], None]]:
-    """Progress bars of trainings and evaluations; silent where there is no terminal."""
+    """Progress bars of trainings and evaluations; where there is no terminal, a line now and then."""
+    words = {"pretrain": "pretraining", "federate": "training", "evaluate": "evaluating"}
     if not err.is_terminal:
-        yield lambda stage, label, done, total: None
+        told = time.monotonic()
+
+        def tell(stage: str, label: str, done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= LINE_EVERY_S:
+                told = time.monotonic()
+                err.print(f"{words[stage]} {label}: {done} of {total}", highlight=False, markup=False, soft_wrap=True)
+
+        yield tell
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    words = {"pretrain": "pretraining", "federate": "training", "evaluate": "evaluating"}
     bars: dict[tuple[str, str], Any] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:

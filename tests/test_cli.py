@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedsem import __version__, registry
 from fedsem.cli import LISTINGS, app
+from fedsem.errors import FedsemError
 from fedsem.registry import GROUPS, names
 from fedsem.scenario_file import load_scenario, read_yaml, shipped_scenarios
 
@@ -306,6 +307,19 @@ def test_the_installed_command_refuses_in_one_sentence(here: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "'link.encoder.channel_uses': complex symbols" in one_sentence(done.stderr)
     assert [path.name for path in here.iterdir()] == ["t.yaml"]
+
+
+def test_without_a_terminal_a_line_now_and_then_says_how_far_a_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(scenario: str, settings: list[str], *, progress: Any, **_: Any) -> None:
+        for done in range(3):
+            progress("federate", "cell0-seed0", done, 2)
+        raise FedsemError("Enough.")
+
+    monkeypatch.setattr("fedsem.runner.run", work)
+    assert CliRunner().invoke(app, ["run", "t.yaml"]).stderr == "Error: Enough.\n"
+    monkeypatch.setattr("fedsem.cli.LINE_EVERY_S", 0)
+    said = CliRunner().invoke(app, ["run", "t.yaml"]).stderr.splitlines()
+    assert said == [f"training cell0-seed0: {done} of 2" for done in range(3)] + ["Error: Enough."]
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

@@ -224,6 +224,10 @@ def test_the_table_names_the_defense(tmp_path: Path) -> None:
             r"'use\.defenses': 'a' and 'b' would both say what receivers minimise; name one",
         ),
         ({"defenses": {"a": {"kind": "adversarial_training"}}}, r"'defenses\.a.*psr_db'"),
+        (
+            {"defenses": {"a": {"kind": "adversarial_training", "psr_db": {"uniform": [-10, -20]}}}},
+            r"'defenses\.a\.psr_db.*the range \[-10.*, -20.*\] is empty or negative",
+        ),
         ({"defenses": {"a": {"kind": "adversarial_trianing"}}}, r"Did you mean 'adversarial_training'"),
         ({"use": {"defenses": ["b"]}, "defenses": {}}, r"'use\.defenses'.*unknown defense 'b'"),
     ],
