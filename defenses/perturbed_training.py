@@ -1,4 +1,4 @@
-"""Training on perturbed batches: what adversarial training and noise augmentation share."""
+"""Training on perturbed batches: what adversarial training, TRADES and noise augmentation share."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ if TYPE_CHECKING:
     from fedsem.plan import Plan
 
 
-class PerturbedTraining(LossDefense):
-    """The loss is c L(clean) + (1 - c) L(perturbed), on the same channel draws.
+class Perturbing(LossDefense):
+    """Perturbations are found anew for every batch.
 
     Attributes:
         psr_db: PSR of the perturbation in dB, one for all, or {uniform: [low, high]}: one for each image of a batch.
         sites: where it acts; with both, each site has the whole PSR.
-        clean: c, the weight of the clean loss.
     """
 
     psr_db: Level
     sites: list[Site] = Field(["input"], min_length=1)
-    clean: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    @abstractmethod
-    def perturb(self, step: LocalStep, psr: float | Tensor, stream: Stream) -> Perturbation:
-        """The perturbation of a batch at a PSR (linear), a number or one for each image, (B,)."""
-
-    def loss(self, step: LocalStep, stream: Stream) -> Tensor:
-        perturbed = step.loss(self.perturb(step, self._psr(step, stream), stream))
-        return perturbed if self.clean == 0 else self.clean * step.loss({}) + (1 - self.clean) * perturbed
+    def psr(self, step: LocalStep, stream: Stream) -> float | Tensor:
+        """The PSR (linear) of a batch, a number or one for each image, (B,)."""
+        if not isinstance(self.psr_db, Uniform):
+            return from_db(self.psr_db)
+        low, high = self.psr_db.uniform
+        energies = step.site("input").energy
+        drawn = torch.rand(energies.shape, generator=stream.child("psr").torch(energies.device), device=energies.device)
+        return from_db(low + (high - low) * drawn)
 
     def check(self, path: str, plan: Plan) -> None:
         if len(set(self.sites)) != len(self.sites):
@@ -50,10 +49,20 @@ class PerturbedTraining(LossDefense):
                 "use sites: [input], or the encoder 'cnn'."
             )
 
-    def _psr(self, step: LocalStep, stream: Stream) -> float | Tensor:
-        if not isinstance(self.psr_db, Uniform):
-            return from_db(self.psr_db)
-        low, high = self.psr_db.uniform
-        energies = step.site("input").energy
-        drawn = torch.rand(energies.shape, generator=stream.child("psr").torch(energies.device), device=energies.device)
-        return from_db(low + (high - low) * drawn)
+
+class PerturbedTraining(Perturbing):
+    """The loss is c L(clean) + (1 - c) L(perturbed), on the same channel draws.
+
+    Attributes:
+        clean: c, the weight of the clean loss.
+    """
+
+    clean: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @abstractmethod
+    def perturb(self, step: LocalStep, psr: float | Tensor, stream: Stream) -> Perturbation:
+        """The perturbation of a batch at a PSR (linear), a number or one for each image, (B,)."""
+
+    def loss(self, step: LocalStep, stream: Stream) -> Tensor:
+        perturbed = step.loss(self.perturb(step, self.psr(step, stream), stream))
+        return perturbed if self.clean == 0 else self.clean * step.loss({}) + (1 - self.clean) * perturbed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsem.channels.channel import Realisation
+from fedsem.channels.reach import reach
 from fedsem.hooks.evasion import Perturbation, SiteState
+from fedsem.hooks.loss import Decoding
 from fedsem.link import Transmission, Transmitter
 from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
@@ -175,7 +177,7 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                     branch: _drawn(plan, branch, (config.draws, len(chosen)), transmitter, air[branch], snr)
                     for branch in task.branches
                 }
-                local = _Step(plan, task, transmitter, decoders, poisoning, batch, chosen, drawn)
+                local = _Step(plan, task, transmitter, decoders, poisoning, batch, chosen, drawn, done / passes)
                 place = stream.child("defense", epoch, step)
                 loss = local.loss({}) if defense is None else defense.loss(local, place)
                 for branch in task.branches:
@@ -224,6 +226,7 @@ class _Step:
     """One batch of a receiver with its channel draws (`fedsem.hooks.loss.LocalStep`).
 
     Attributes:
+        progress: see `LocalStep`.
         means: loss of each branch at the last call of `loss`.
     """
 
@@ -237,9 +240,11 @@ class _Step:
         batch: Examples,
         numbers: Tensor,
         drawn: Mapping[Branch, _Drawn],
+        progress: float,
     ) -> None:
         self.plan, self.task, self.transmitter, self.decoders = plan, task, transmitter, decoders
         self.poisoning, self.batch, self.numbers, self.drawn = poisoning, batch, numbers, drawn
+        self.progress = progress
         self.means: dict[Branch, Tensor] = {}
         self._clean: Transmission | None = None
 
@@ -254,6 +259,25 @@ class _Step:
         """See `LocalStep`."""
         each = self._by_branch(delta)
         return torch.stack([self._share(branch) * one.mean(0) for branch, one in each.items()]).sum(0)
+
+    def decodings(self, delta: Perturbation) -> list[Decoding]:
+        """See `LocalStep`."""
+        found = []
+        for branch, heard, truth in self._heard(delta):
+            decoder = self.decoders[branch]
+            with self._precision(branch, heard):
+                output = decoder(heard).float()
+            found.append(
+                Decoding(branch.key, self.plan.task(branch), decoder, self._share(branch), heard, output, truth)
+            )
+        return found
+
+    def reach(self, name: str) -> Tensor:
+        """See `LocalStep`."""
+        branch = next(one for one in self.task.branches if one.key == name)
+        plan, drawn = self.plan, self.drawn[branch]
+        symbols = plan.scenario.link.symbols
+        return reach(plan.channel(branch), drawn.realisation, drawn.snr_db, symbols, plan.channel_uses)
 
     def loss(self, delta: Perturbation) -> Tensor:
         """See `LocalStep`."""
@@ -279,6 +303,17 @@ class _Step:
 
     def _by_branch(self, delta: Perturbation) -> dict[Branch, Tensor]:
         """Loss of each branch, draw and example, (draws, B)."""
+        found = {}
+        for branch, heard, truth in self._heard(delta):
+            with self._precision(branch, heard):
+                found[branch] = self.plan.task(branch).objective(self.decoders[branch], heard, truth).float()
+        return found
+
+    def _precision(self, branch: Branch, heard: Tensor) -> torch.autocast:
+        return self.transmitter.autocast(heard, painted=self.plan.decoder_format(branch).paints)
+
+    def _heard(self, delta: Perturbation) -> Iterator[tuple[Branch, Tensor, Tensor]]:
+        """Each branch, what its decoder decodes, (draws, B, ...), and the truth."""
         plan, transmitter, symbols = self.plan, self.transmitter, self.plan.scenario.link.symbols
         sent = self._sent(delta)
         interference = self.poisoning.interference(sent.x, self.batch.labels, self.numbers)
@@ -286,7 +321,6 @@ class _Step:
             interference = delta["air"] if interference is None else interference + delta["air"]
         rotation = self.poisoning.rotation(self.numbers)
         heard = transmitter.hear(sent.x.unsqueeze(0), sent) if transmitter.digital else None
-        found = {}
         for branch, weight in self.task.branches.items():
             channel, objective, drawn = plan.channel(branch), plan.task(branch), self.drawn[branch]
             if heard is None:
@@ -295,10 +329,7 @@ class _Step:
             else:
                 received = heard
             truth = self.poisoning.truth(branch, objective.truth(self.batch, drawn.realisation), self.numbers)
-            decoded = received if weight else received.detach()
-            with transmitter.autocast(decoded, painted=plan.decoder_format(branch).paints):
-                found[branch] = objective.objective(self.decoders[branch], decoded, truth).float()
-        return found
+            yield branch, received if weight else received.detach(), truth
 
 
 def _networks(plan: Plan, task: ReceiverTask) -> tuple[Transmitter, dict[Branch, nn.Module]]:

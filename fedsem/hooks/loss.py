@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.evasion import Perturbation, SiteState
 from fedsem.streams import Stream
+from fedsem.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One of a receiver's decoders in a local step.
+
+    Attributes:
+        name: of its task and channel, its own in the step.
+        task: what it is for.
+        decoder: the network.
+        share: its weight in the receiver's loss.
+        heard: what it decodes, (draws, B, ...); differentiable.
+        output: what it says, (draws, B, ...); differentiable.
+        truth: what it should say, broadcastable to (draws, B, ...).
+    """
+
+    name: str
+    task: Task
+    decoder: nn.Module
+    share: float
+    heard: Tensor
+    output: Tensor
+    truth: Tensor
 
 
 class LocalStep(Protocol):
-    """One batch of a receiver with the channel draws of the step; implemented by `fedsem.training`."""
+    """One batch of a receiver with the channel draws of the step; implemented by `fedsem.training`.
+
+    Attributes:
+        progress: how much of the whole training is done, in [0, 1).
+    """
+
+    progress: float
 
     def site(self, name: str) -> SiteState:
         """The batch's signal where it can be perturbed: its images, or what is sent for them."""
@@ -26,6 +57,15 @@ class LocalStep(Protocol):
         Args:
             delta: by site, (B, ...); empty for the clean batch.
         """
+        ...
+
+    def decodings(self, delta: Perturbation) -> Sequence[Decoding]:
+        """The receiver's decoders under a perturbation, each with what it hears and says."""
+        ...
+
+    def reach(self, name: str) -> Tensor:
+        """The most by which interference of at most 1 in each number at the adversary's antenna moves each number that
+        the decoder of this name hears, (draws, B, ...); see `fedsem.channels.reach`."""
         ...
 
     def loss(self, delta: Perturbation) -> Tensor:

@@ -64,6 +64,15 @@ class Reconstruction(Task):
             return (output - truth).abs().mean(-1)
         return (output - truth).square().mean(-1)
 
+    @property
+    def compares(self) -> bool:
+        return True
+
+    def divergence(self, output: Tensor, other: Tensor) -> Tensor:
+        """Mean squared distance: it is to the KL divergence of two normal distributions of the same variance what the
+        mean squared error is to their log-likelihood."""
+        return (output - other).square().mean(-1)
+
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
         """`mse` of pixels in [0, 1], `mse_255` of pixels from 0 to 255, `psnr_db`, mean of the images' own; `ssim` and
         `lpips` where they are asked for."""

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsem.channels.channel import Realisation
+from fedsem.models.interval_bounds import dense_layers, difference_bounds
 from fedsem.models.mlp import mlp
 from fedsem.registry import register
-from fedsem.tasks.classification import cross_entropy
+from fedsem.tasks.classification import class_divergence, cross_entropy, worst_cross_entropy
 from fedsem.tasks.task import DecoderFormat, Examples, Share, Task
 
 FALSE_ALARM_RATE = 0.1
@@ -56,6 +57,26 @@ class Sensing(Task):
 
     def failure(self, decoder: nn.Module, heard: Tensor, truth: Tensor) -> Tensor:
         return ((_score(decoder(heard)) > 0) != (truth > 0)).float()
+
+    @property
+    def compares(self) -> bool:
+        return True
+
+    def divergence(self, output: Tensor, other: Tensor) -> Tensor:
+        return class_divergence(output, other)
+
+    def bounded(self, decoder: nn.Module) -> bool:
+        return dense_layers(decoder) is not None
+
+    def worst_objective(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
+        return worst_cross_entropy(decoder, heard, radius, truth)
+
+    def worst_failure(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
+        absent = torch.zeros_like(truth.expand(heard.shape[:-1]))
+        below, above = difference_bounds(decoder, heard, radius, absent)
+        # The log-odds of a target grow with every difference to "absent", which is itself exactly 0.
+        may_miss, may_see = _score(below) <= 0, _score(above) > 0
+        return torch.where(truth > 0, may_miss, may_see).to(heard.dtype)
 
     def calibrate(self, output: Tensor, truth: Tensor) -> float | None:
         """The score that clean noise-only receptions exceed with probability `FALSE_ALARM_RATE`."""

@@ -128,6 +128,27 @@ class Task(Options):
         is a decision, else the loss."""
         return self.objective(decoder, heard, truth)
 
+    @property
+    def compares(self) -> bool:
+        """Whether `divergence` is defined."""
+        return False
+
+    def divergence(self, output: Tensor, other: Tensor) -> Tensor:
+        """How far another output of a decoder is from its output, (..., B), in the units of the loss."""
+        raise NotImplementedError(f"the outputs of '{self.kind}' cannot be compared")
+
+    def bounded(self, decoder: nn.Module) -> bool:
+        """Whether `worst_objective` and `worst_failure` are defined for this decoder."""
+        return False
+
+    def worst_objective(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
+        """No less than the largest `objective`, (..., B), for anything within `radius` of `heard`, number by number."""
+        raise NotImplementedError(f"the decoders of '{self.kind}' have no bounds")
+
+    def worst_failure(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
+        """0 where the decision is right for all that is within `radius` of `heard`, (..., B); 1 where it may not be."""
+        raise NotImplementedError(f"the decoders of '{self.kind}' have no bounds")
+
     def calibrate(self, output: Tensor, truth: Tensor) -> float | None:
         """A decision threshold from clean outputs, for metrics that need one."""
         return None
