@@ -3,6 +3,8 @@ before anything is written."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fedsem.errors import ScenarioError
@@ -12,6 +14,7 @@ from fedsem.hooks.leakage import Leakage
 from fedsem.hooks.loss import LossDefense
 from fedsem.hooks.poison import Backdoor
 from fedsem.hooks.update import UpdateAttack
+from fedsem.hooks.update_defense import UpdateDefense
 from fedsem.models.mae_encoder import MaeOptions
 from fedsem.models.pretrained import stand_in
 from fedsem.plan import Plan, asked_per_round, make_plan
@@ -264,13 +267,13 @@ def _check_use(scenario: Scenario) -> None:
             raise ScenarioError(
                 f"In the scenario, 'use.defenses': '{name}' acts on a trained link; name it in defenses of a grid."
             )
-    minimised = [name for name in scenario.use.defenses if isinstance(scenario.defenses[name], LossDefense)]
-    if len(minimised) > 1:
-        first, second = minimised[:2]
-        raise ScenarioError(
-            f"In the scenario, 'use.defenses': '{first}' and '{second}' would both say what receivers minimise; name "
-            "one, and sweep over them with sweep.use.defenses."
-        )
+    for hook, what in ((LossDefense, "say what receivers minimise"), (UpdateDefense, "limit what receivers send")):
+        named = [name for name in scenario.use.defenses if isinstance(scenario.defenses[name], hook)]
+        if len(named) > 1:
+            raise ScenarioError(
+                f"In the scenario, 'use.defenses': '{named[0]}' and '{named[1]}' would both {what}; name one, and "
+                "sweep over them with sweep.use.defenses."
+            )
     for i, grid in enumerate(scenario.evaluation.grids):
         for name in grid.defenses:
             if name != "none" and scenario.defenses[name].in_training:
@@ -289,6 +292,21 @@ def _check_use(scenario: Scenario) -> None:
 
 def _check_federation(scenario: Scenario) -> None:
     federation, plain = scenario.federation, Federation()
+    if federation.secure_aggregation:
+        rules: list[Any] = [*federation.rules.values(), *federation.pre_aggregators]
+        # Averages need nothing but the sum; whatever else combines or limits updates must see each of them.
+        seeing = [f"'{rule.kind}'" for rule in rules if rule.kind not in ("fedavg", "fedprox")]
+        seeing += [f"'{name}'" for name in scenario.use.defenses if isinstance(scenario.defenses[name], UpdateDefense)]
+        where = "In the scenario, 'federation.secure_aggregation'"
+        if seeing:
+            raise ScenarioError(
+                f"{where}: it would hide each update from the server, and {seeing[0]} must see them; remove one of the "
+                "two."
+            )
+        raise ScenarioError(
+            f"{where}: Flower's message API, on which fedsem runs, does not have it (SecAgg+ is a workflow of Flower's "
+            "older API); remove it, or use the defense 'differential_privacy' against who sees the models."
+        )
     if federation.kind == "none":
         averaging = ("aggregator", "group_aggregator", "pre_aggregators", "server_optimizer")
         for key in (*averaging, "fraction", "min_receivers"):

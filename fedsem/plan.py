@@ -16,6 +16,7 @@ from fedsem.data.dataset import Dataset, Split
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.loss import LossDefense
+from fedsem.hooks.update_defense import UpdateDefense
 from fedsem.link import Transmitter
 from fedsem.models.detector_loss import truth_of
 from fedsem.models.encoder import ImageFormat
@@ -117,6 +118,12 @@ class Plan:
         """The defense that changes what receivers minimise."""
         named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
         return next((defense for defense in named if isinstance(defense, LossDefense)), None)
+
+    @cached_property
+    def update_defense(self) -> UpdateDefense | None:
+        """The defense that limits what receivers send."""
+        named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
+        return next((defense for defense in named if isinstance(defense, UpdateDefense)), None)
 
     def accomplices(self, seed: int) -> frozenset[int]:
         """Receivers that work for an adversary in training: what their own decoders say is nobody's loss."""

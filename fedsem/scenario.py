@@ -193,6 +193,7 @@ class Federation(Strict):
         group_aggregator: how those of decoders of policy `group` are combined; null: as the encoder's.
         pre_aggregators: what is done to the updates before, in order, in every group.
         server_optimizer: the server's step along what the aggregator returned; null: plain averaging.
+        secure_aggregation: false; Flower's message API, on which fedsem runs, does not have it.
     """
 
     kind: Literal["flower", "none"] = "flower"
@@ -206,6 +207,7 @@ class Federation(Strict):
     group_aggregator: Annotated[Any, Plugin("aggregator")] | None = None
     pre_aggregators: list[Annotated[Any, Plugin("pre_aggregator")]] = []
     server_optimizer: ServerOptimizer | None = None
+    secure_aggregation: bool = False
 
     @property
     def rules(self) -> dict[str, Any]:

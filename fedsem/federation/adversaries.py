@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedsem.federation.rounds import aggregated, averaged, fault, flat, remembered, shared_weight
+from fedsem.federation.rounds import aggregated, averaged, fault, flat, group_weight, limited, remembered, shared_weight
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
@@ -38,6 +38,8 @@ def forged(
         return list(replies), {}
     # What an honest receiver sends in vain is nothing to build on.
     answered = [reply for reply in replies if reply.error is None and fault(plan, state, reply) is None]
+    if plan.update_defense is not None:
+        answered, _ = limited(plan, state, answered)
     attack = next((one for one in acting if isinstance(one, UpdateAttack)), None)
     bad = {number for one in acting for number in one.malicious(len(plan.receivers), seed)}
     sent = list(replies) if attack is None else _forge(plan, attack, seed, state, replies, answered, root or {})
@@ -84,6 +86,8 @@ def _forge(
         counted = np.array([weights[who] for who in order])
 
         def aggregate(forgeries: Rows) -> Rows:
+            if (defense := plan.update_defense) is not None:
+                forgeries = np.stack([row * defense.factor(float(np.linalg.norm(row))) for row in forgeries])
             rows = np.zeros((len(order), forgeries.shape[1]), np.float32)
             rows[[order.index(who) for who in honest]] = seen.honest
             rows[[order.index(who) for who in own]] = forgeries
@@ -117,8 +121,8 @@ def _forge(
             number: {name: value - before[name] for name, value in parameters.items()}
             for number, (_, parameters) in members.items()
         }
-        examples = {reply.receiver: float(reply.examples) for reply in answered}
-        for number, delta in forge(who, deltas, averaged(before), examples).items():
+        weights = {reply.receiver: group_weight(plan, reply) for reply in answered}
+        for number, delta in forge(who, deltas, averaged(before), weights).items():
             key = members[number][0]
             after = {name: before[name] + value for name, value in delta.items()}
             changed[number] = replace(changed[number], decoders={**changed[number].decoders, key: after})

@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedsem.federation.state import FederationState, owner
-from fedsem.plan import Plan, describe
+from fedsem.plan import Plan, asked_per_round, describe
 
 
 def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, Any]]:
     """For each round: training loss by task, the receivers that failed and whose updates were rejected; of malicious
-    receivers, and of rules that leave updates out, for each aggregation group how many; and how many receivers have a
-    decoder that no valid update has reached yet, so that it is as it was initialised."""
+    receivers, and of rules that leave updates out, for each aggregation group how many; how many receivers have a
+    decoder that no valid update has reached yet, so that it is as it was initialised; and how many updates a defense
+    has shortened, with what it says of itself after each round, such as an epsilon."""
     branches = {branch.key: branch for branch in plan.branches}
     decoders = [{owner(plan, receiver, branch) for branch in receiver.branches} for receiver in plan.receivers]
     trained: set[str] = set()
+    defense, rounds = plan.update_defense, plan.scenario.federation.rounds
+    spent = {} if defense is None else defense.spent(rounds, asked_per_round(plan), len(plan.receivers))
     for record in state.history:
         common = {
             "stage": "federate",
@@ -48,6 +51,11 @@ def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, An
                 trained |= decoders[number]
             untrained = sum(not own <= trained for own in decoders)
             yield {**common, "metric": "untrained_receivers", "value": float(untrained), "n": len(decoders)}
+        if defense is not None:
+            clipped = float(len(record.clipped))
+            yield {**common, "metric": "clipped_updates", "value": clipped, "n": len(record.asked)}
+            for metric, values in spent.items():
+                yield {**common, "metric": metric, "value": values[record.round - 1], "n": len(plan.receivers)}
 
 
 def _of(plan: Plan, group: str) -> dict[str, Any]:

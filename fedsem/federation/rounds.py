@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -78,7 +79,8 @@ def combine(
     its loss by the sum of its task weights. With plain SGD that makes the encoder's step the pooled one, while a group
     decoder moves less on receivers that hold other tasks too; Adam does not see the factor.) A reply with NaN
     or infinite values, or with parameters that are not the receiver's, is rejected as a whole.
-    `federation.server_optimizer` steps along what was averaged.
+    `federation.server_optimizer` steps along what was averaged. With a defense of the hook `update` every reply is
+    shortened to its limit, receivers count alike, and the defense has its say about each group's mean.
 
     Args:
         plan: the plan.
@@ -111,6 +113,8 @@ def combine(
             f"Round {record.round}: only {len(valid)} of {len(asked)} receivers sent a valid update and "
             f"federation.min_receivers needs {required} ({reasons}); run.log has the details."
         )
+    if plan.update_defense is not None:
+        valid, record.clipped = limited(plan, state, valid)
     server = _Server(plan, seed, state, record, root or {})
     shared = server.step(
         "shared",
@@ -121,6 +125,9 @@ def combine(
     )
     decoders = dict(state.decoders)
     groups: dict[str, list[tuple[Reply, Parameters]]] = {}
+    if plan.update_defense is not None:
+        # A decoder that stands still where none of its holders was drawn would say so.
+        groups = {who: [] for who in holders(plan) if who != "shared"}
     for reply in valid:
         receiver = plan.receivers[reply.receiver]
         for branch in plan.trained_branches(receiver):
@@ -135,7 +142,7 @@ def combine(
             who,
             before,
             [{name: value - before[name] for name, value in parameters.items()} for _, parameters in members],
-            [float(reply.examples) for reply, _ in members],
+            [group_weight(plan, reply) for reply, _ in members],
             [reply.receiver for reply, _ in members],
         )
     if not all(bool(v.isfinite().all()) for parameters in (shared, *decoders.values()) for v in parameters.values()):
@@ -154,9 +161,57 @@ def combine(
     return FederationState(state.round + 1, shared, decoders, server.velocity, history, moved, server.memory)
 
 
+def holders(plan: Plan) -> dict[str, int]:
+    """Aggregation groups, and how many receivers of the federation each of them has."""
+    counts = {"shared": len(plan.receivers)}
+    for receiver in plan.receivers:
+        if receiver.decoder == "group":
+            for branch in plan.trained_branches(receiver):
+                who = owner(plan, receiver, branch)
+                counts[who] = counts.get(who, 0) + 1
+    return counts
+
+
+def limited(plan: Plan, state: FederationState, replies: Sequence[Reply]) -> tuple[list[Reply], list[int]]:
+    """Valid replies with all that leaves a receiver, as one vector, shortened as the defense in use says; and the
+    receivers that this has changed. Local decoders never leave."""
+    defense = plan.update_defense
+    assert defense is not None
+    made, clipped = [], []
+    for reply in replies:
+        receiver = plan.receivers[reply.receiver]
+        grouped = {}
+        if receiver.decoder == "group":
+            for branch in plan.trained_branches(receiver):
+                before = state.decoders[owner(plan, receiver, branch)]
+                after = reply.decoders[branch.key]
+                grouped[branch.key] = before, {name: after[name] - before[name] for name in averaged(before)}
+        sent = [{name: reply.delta[name] for name in averaged(state.shared)}, *(delta for _, delta in grouped.values())]
+        norm = math.sqrt(sum(float(v.double().square().sum()) for parameters in sent for v in parameters.values()))
+        if (factor := defense.factor(norm)) == 1:
+            made.append(reply)
+            continue
+        clipped.append(reply.receiver)
+        shared = {name: (value.double() * factor).float() for name, value in sent[0].items()}
+        decoders = {
+            key: reply.decoders[key]
+            | {name: (before[name].double() + factor * value.double()).float() for name, value in delta.items()}
+            for key, (before, delta) in grouped.items()
+        }
+        made.append(replace(reply, delta=reply.delta | shared, decoders=reply.decoders | decoders))
+    return made, clipped
+
+
 def shared_weight(plan: Plan, reply: Reply) -> float:
-    """What a receiver counts in the average of the encoder: n_i * sum of its task weights."""
+    """What a receiver counts in the average of the encoder: n_i * sum of its task weights; 1 where all count alike."""
+    if plan.update_defense is not None:
+        return 1.0
     return reply.examples * sum(plan.task(branch).weight for branch in plan.receivers[reply.receiver].branches)
+
+
+def group_weight(plan: Plan, reply: Reply) -> float:
+    """What a receiver counts in the average of a shared decoder: n_i; 1 where all count alike."""
+    return 1.0 if plan.update_defense is not None else float(reply.examples)
 
 
 class _Server:
@@ -171,6 +226,9 @@ class _Server:
         self, plan: Plan, seed: int, state: FederationState, record: RoundRecord, root: Mapping[str, Parameters]
     ) -> None:
         self.federation, self.state, self.record, self.root = plan.scenario.federation, state, record, root
+        self.defense = plan.update_defense
+        self.expected = {who: len(record.asked) * count / len(plan.receivers) for who, count in holders(plan).items()}
+        self.noise = Stream(seed).child("privacy", state.round + 1)
         self.stream = Stream(seed).child("aggregate", state.round + 1)
         self.velocity, self.memory = dict(state.optimizer), dict(state.memory)
 
@@ -186,19 +244,11 @@ class _Server:
         if not before:  # such as the picture that a MAE paints: nothing to learn
             return {}
         names = averaged(before)
-        rows = np.stack([flat(delta, names) for delta in deltas])
-        made = aggregated(
-            self.federation,
-            group,
-            Updates(
-                rows,
-                np.asarray(weights, dtype=np.float64),
-                tuple(receivers),
-                remembered(self.state, group),
-                self.stream.child(group),
-                flat(self.root[group], names) if group in self.root else None,
-            ),
-        )
+        made = self._combined(group, names, deltas, weights, receivers)
+        if self.defense is not None:
+            expected = self.expected[group]
+            mean = made.delta * (len(deltas) / expected)
+            made = replace(made, delta=self.defense.release(mean, expected, self.noise.child(group)))
         self.memory |= {f"{group}/{name}": torch.from_numpy(np.asarray(value)) for name, value in made.memory.items()}
         if made.kept is not None:
             verdicts = list(zip(receivers, made.kept, strict=True))
@@ -215,6 +265,26 @@ class _Server:
                 moved = server.lr * self.velocity[entry]
             after[name] = (before[name].double() + moved).float()
         return after
+
+    def _combined(
+        self, group: str, names: list[str], deltas: list[Parameters], weights: list[float], receivers: list[int]
+    ) -> Aggregate:
+        """What the group's rule makes of its deltas; of none a step of zero."""
+        rows = [flat(delta, names) for delta in deltas]
+        if not rows:
+            return Aggregate(np.zeros(flat(self.state.decoders[group], names).size))
+        return aggregated(
+            self.federation,
+            group,
+            Updates(
+                np.stack(rows),
+                np.asarray(weights, dtype=np.float64),
+                tuple(receivers),
+                remembered(self.state, group),
+                self.stream.child(group),
+                flat(self.root[group], names) if group in self.root else None,
+            ),
+        )
 
 
 def averaged(parameters: Parameters) -> list[str]:

@@ -32,6 +32,7 @@ class RoundRecord:
         kept, dropped: by aggregation group receivers whose updates its rule took and left out; a rule that chooses none
             has no entry.
         malicious: by aggregation group (`shared`, or a decoder's owner) valid updates of malicious receivers, and all.
+        clipped: receivers whose update a defense has shortened to its limit.
         bytes_up: parameters sent by receivers, in bytes.
         bytes_down: parameters sent to receivers, in bytes.
     """
@@ -45,6 +46,7 @@ class RoundRecord:
     malicious: dict[str, list[int]] = field(default_factory=dict)
     kept: dict[str, list[int]] = field(default_factory=dict)
     dropped: dict[str, list[int]] = field(default_factory=dict)
+    clipped: list[int] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0
 
