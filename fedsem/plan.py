@@ -15,6 +15,7 @@ from fedsem.channels.channel import Channel
 from fedsem.data.dataset import Dataset, Split
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
+from fedsem.hooks.augmentation import Augmentation
 from fedsem.hooks.loss import LossDefense
 from fedsem.hooks.update_defense import UpdateDefense
 from fedsem.link import Transmitter
@@ -118,6 +119,12 @@ class Plan:
         """The defense that changes what receivers minimise."""
         named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
         return next((defense for defense in named if isinstance(defense, LossDefense)), None)
+
+    @cached_property
+    def augmentations(self) -> tuple[Augmentation, ...]:
+        """The defenses that change training images, in the order of `use.defenses`."""
+        named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
+        return tuple(defense for defense in named if isinstance(defense, Augmentation))
 
     @cached_property
     def update_defense(self) -> UpdateDefense | None:

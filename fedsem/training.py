@@ -134,7 +134,8 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     Its loss is sum_t lambda_t L_t / sum_t lambda_t over its branches, plus mu/2 ||w - w_global||^2 over the encoder:
     normalised, because lambda also weighs the receiver in the shared average (design section 4). Decoders of tasks with
     lambda = 0 learn from L_t, of which no gradient goes further back. A malicious receiver learns from what its attacks
-    make of its samples. A defense of the hook `loss` minimises something else in place of the loss.
+    make of its samples. Defenses of the hook `data` change every batch; one of the hook `loss` minimises something else
+    in place of the loss.
     """
     config, device = plan.scenario.train, plan.device
     stream = Stream(task.seed).child("train", task.receiver, task.round)
@@ -173,6 +174,9 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                 batch = plan.train_examples.at(chosen)
                 batch = replace(batch, images=_augmented(batch.images.float() / 255, config.augment, augment))
                 batch = poisoning.examples(batch, chosen)
+                for number, augmentation in enumerate(plan.augmentations):
+                    changing = stream.child("augmentation", number, epoch, step)
+                    batch = replace(batch, images=augmentation.augmented(batch.images, changing))
                 drawn = {
                     branch: _drawn(plan, branch, (config.draws, len(chosen)), transmitter, air[branch], snr)
                     for branch in task.branches
