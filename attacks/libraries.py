@@ -112,6 +112,7 @@ class _Library(Evasion):
     name: str
     options: dict[str, Any] = {}
 
+    avoids = False
     library: ClassVar[str]
     asks_only: ClassVar[frozenset[str]]
     """Attacks that use no gradient: they need nothing but the link's answers, or not even these."""

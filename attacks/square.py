@@ -252,9 +252,10 @@ def _signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
 def _away_from_the_truth(problem: Problem, delta: Perturbation, step: int, index: slice) -> Tensor:
     """Of the mean scores over the draws, the largest of a wrong class minus the true one's."""
     scores, place = problem.scores(delta, step, index).mean(0), problem.labels[index].unsqueeze(-1)
-    return scores.scatter(-1, place, -torch.inf).amax(-1) - scores.gather(-1, place).squeeze(-1)
+    margin = scores.scatter(-1, place, -torch.inf).amax(-1) - scores.gather(-1, place).squeeze(-1)
+    return margin - problem.alarm(delta, step, index)
 
 
 def _to_the_target(problem: Problem, delta: Perturbation, step: int, index: slice) -> Tensor:
     """Of the mean scores over the draws, the target's minus the largest of another class."""
-    return -_away_from_the_truth(problem, delta, step, index)
+    return -_away_from_the_truth(problem, delta, step, index) - 2 * problem.alarm(delta, step, index)

@@ -21,6 +21,8 @@ OTHER_DRAWS = -1
 """Number of the channel draws that choose among the candidates: the steps' are 0 and more."""
 APART = 100_000
 """Steps of draws that are left to each candidate."""
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+"""Weights on not being flagged that are tried where there is a detector to work around, beside 0."""
 
 
 @register("attack", "standard")
@@ -35,6 +37,11 @@ class Standard(Evasion):
     (c) climb the objective, (b) is left out, and the worst is that of the highest objective. Nothing stops early. What
     it reaches is scored over `evaluation.draws.score` further draws: 1000 for a figure to be reported.
 
+    With `knowledge.defense: adaptive` against a detector all of these are made for the link alone, as with `exact`, and
+    beside them stands APGD that minds being flagged, with weights from 0.01 to 10 (Carlini and Wagner, Adversarial
+    Examples Are Not Easily Detected, 2017; none fits all: Tramer et al., On Adaptive Attacks to Adversarial Example
+    Defenses, 2020). A reception that is flagged is then no failure: the worst is the one that errs most without alarm.
+
     A worst case over ever fresh draws would reward luck; here nothing is chosen by the draws that it is scored with, or
     climbed with, and at a PSR of -60 dB it changes nothing.
 
@@ -42,7 +49,7 @@ class Standard(Evasion):
         steps: of (a).
         restarts: of (a).
         classes: target classes of (b).
-        other_steps: of (b) and (c), and on the surrogate.
+        other_steps: of (b) and (c), on the surrogate, and with each weight on not being flagged.
         universal_steps: of the universal perturbation.
         judged_by: channel draws that choose among the candidates.
         draws: K, channel draws of each step of APGD, new at its checkpoints; None: 64, or 256 over fading channels.
@@ -73,8 +80,11 @@ class Standard(Evasion):
         return 256 if fades else 64
 
     def perturb(self, problem: Problem, stream: Stream) -> Perturbation:
-        candidates = [*self._simple(problem, stream), *self._climbed(problem, stream)]
-        if problem.classifies:
+        careless = problem.avoiding(0) if problem.watched else problem
+        candidates = [*self._simple(careless, stream), *self._climbed(careless, stream)]
+        if problem.watched:
+            candidates += self._unflagged(problem, stream.child("unflagged"))
+        if problem.classifies or problem.watched:
             failures = torch.stack([problem.failures(one, OTHER_DRAWS, self.judged_by) for one in candidates])
         else:
             failures = torch.stack([measure(problem, one, OTHER_DRAWS, objective) for one in candidates])
@@ -127,6 +137,16 @@ class Standard(Evasion):
             start = self._starts(surrogate, stream.child("surrogate"), 1)
             found.append(climb_all(surrogate, self.norm, loss, start, self.other_steps, 3 * APART))
         return found
+
+    def _unflagged(self, problem: Problem, stream: Stream) -> list[Perturbation]:
+        loss: Loss = log_mean if problem.classifies else objective
+        return [
+            climb_all(
+                problem.avoiding(penalty), self.norm, loss, self._starts(problem, stream.child(number), 1),
+                self.other_steps, (4 + number) * APART,
+            )
+            for number, penalty in enumerate(PENALTIES)
+        ]  # fmt: skip
 
     def _targeted(self, problem: Problem, stream: Stream) -> list[Perturbation]:
         names: list[str] = list(self.sites)

@@ -8,9 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsem.errors import ScenarioError
 from fedsem.hooks.detector import Detector, Fitted
-from fedsem.plan import Plan
 from fedsem.registry import register
 from fedsem.streams import Stream
 
@@ -48,11 +46,3 @@ class SymbolAnomaly(Detector):
     def score(self, decoder: nn.Module, heard: Tensor, fitted: Fitted) -> Tensor:
         white = heard @ fitted["whitening"].T
         return (white.unsqueeze(-2) - fitted["means"]).square().sum(-1).amin(-1)
-
-    def check(self, path: str, plan: Plan) -> None:
-        super().check(path, plan)
-        if plan.scenario.link.encoder.paints:
-            raise ScenarioError(
-                f"In the scenario, '{path}': receivers of '{plan.scenario.link.encoder.kind}' paint pictures and their "
-                "decoders see no symbols; use another encoder or another detector."
-            )

@@ -9,6 +9,7 @@ import torch
 
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
+from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion
 from fedsem.hooks.leakage import Leakage
 from fedsem.hooks.loss import LossDefense
@@ -281,9 +282,21 @@ def _check_use(scenario: Scenario) -> None:
                     f"In the scenario, 'evaluation.grids.{i}.defenses': '{name}' acts in training; name it in "
                     "use.defenses."
                 )
+        behind = [scenario.defenses[name] for name in grid.defenses if name != "none"]
         for name in grid.attacks:
-            measured = (Evasion, Backdoor, Leakage)
-            if name in scenario.attacks and not isinstance(scenario.attacks[name], measured):
+            attack = scenario.attacks.get(name)
+            if behind and isinstance(attack, Leakage):
+                raise ScenarioError(
+                    f"In the scenario, 'evaluation.grids.{i}.attacks': what '{name}' learns is measured on the link "
+                    "without defenses of a trained link; name it in a grid of its own."
+                )
+            careless = isinstance(attack, Evasion) and attack.knowledge.defense == "adaptive" and not attack.avoids
+            if attack is not None and careless and any(isinstance(one, Detector) for one in behind):
+                raise ScenarioError(
+                    f"In the scenario, 'attacks.{name}.knowledge.defense': '{attack.kind}' climbs class scores that "
+                    "know no detector; use defense: exact, or an attack of fedsem's own."
+                )
+            if attack is not None and not isinstance(attack, (Evasion, Backdoor, Leakage)):
                 raise ScenarioError(
                     f"In the scenario, 'evaluation.grids.{i}.attacks': '{name}' acts in training; name it in "
                     "'use.attacks'."

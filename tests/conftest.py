@@ -217,6 +217,16 @@ class ToyProblem:
     def surrogate(self) -> None:
         return None
 
+    def alarm(self, delta: Perturbation, step: int, index: slice = slice(None)) -> float:
+        return 0.0
+
+    @property
+    def watched(self) -> bool:
+        return False
+
+    def avoiding(self, penalty: float) -> ToyProblem:
+        return self
+
     def batches(self) -> Sequence[slice]:
         return [slice(0, len(self.labels))]
 

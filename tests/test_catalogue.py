@@ -102,6 +102,8 @@ def test_all_defenses_stand_on_the_page_under_their_hook() -> None:
     assert under["nnm"] == "Hook `aggregate`: `pre_aggregator`"
     assert under["adversarial_training"] == under["trades"] == "Hook `loss`"
     assert under["differential_privacy"] == "Hook `update`"
+    assert under["feature_squeezing"] == "Hook `transform`"
+    assert under["symbol_anomaly"] == "Hook `detector`"
 
 
 def test_a_page_that_there_is_not_is_an_error() -> None:

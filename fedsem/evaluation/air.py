@@ -22,19 +22,20 @@ class Air:
     Args:
         link: the trained link.
         name: of its random streams.
+        draws: that score; None: `evaluation.draws.score`.
     """
 
-    def __init__(self, link: TrainedLink, name: str = "evaluate") -> None:
+    def __init__(self, link: TrainedLink, name: str = "evaluate", draws: int | None = None) -> None:
         self.link = link
         self.stream = Stream(link.seed).child(name)
+        self.draws = draws or link.plan.scenario.evaluation.draws.score
         self._score: dict[str, Realisation] = {}
+        self._transforms: list[Tensor | None] = []
 
     def score(self, listener: Listener) -> Realisation:
-        """(draws.score, N) draws; kept."""
+        """(draws, N) draws; kept."""
         if listener.name not in self._score:
-            self._score[listener.name] = self._draw(
-                listener, self.link.plan.scenario.evaluation.draws.score, self.stream.child("score", listener.name)
-            )
+            self._score[listener.name] = self._draw(listener, self.draws, self.stream.child("score", listener.name))
         return self._score[listener.name]
 
     def attack(self, listener: Listener, step: int, draws: int | None = None) -> Realisation:
@@ -45,16 +46,22 @@ class Air:
             self.stream.child("attack", listener.name, step),
         )
 
-    def transform(self, step: int | None = None) -> Tensor | None:
-        """Draws of what is random in the link's transform, (m, N, ...), for scoring or for a step of an attack: at most
-        `TRANSFORMS` of them; None where nothing is."""
-        transform, draws = self.link.transform, self.link.plan.scenario.evaluation.draws
-        if transform is None:
+    def score_transform(self) -> Tensor | None:
+        """Draws of what is random in the link's transform, (m, N, ...), m at most `TRANSFORMS`; None where nothing is.
+        Kept."""
+        if not self._transforms:
+            self._transforms.append(self._draw_transform(self.draws, self.stream.child("transform", "score")))
+        return self._transforms[0]
+
+    def attack_transform(self, step: int, draws: int) -> Tensor | None:
+        """The same for a step of an attack with so many channel draws."""
+        return self._draw_transform(draws, self.stream.child("transform", "attack", step))
+
+    def _draw_transform(self, draws: int, stream: Stream) -> Tensor | None:
+        if self.link.transform is None:
             return None
-        many = draws.score if step is None else draws.attack
-        stream = self.stream.child("transform", "score" if step is None else step)
-        shape = (min(many, TRANSFORMS), len(self.link.labels))
-        drawn = transform.draw(shape, self.link.plan.images.shape, stream.torch())
+        shape = (min(draws, TRANSFORMS), len(self.link.labels))
+        drawn = self.link.transform.draw(shape, self.link.plan.images.shape, stream.torch())
         return None if drawn is None else drawn.to(self.link.plan.device)
 
     def _draw(self, listener: Listener, draws: int, stream: Stream) -> Realisation:

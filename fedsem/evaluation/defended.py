@@ -7,29 +7,29 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from fedsem.evaluation.trained import TrainedLink
+from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.transform import Transform
 
 
-def defended(link: TrainedLink, name: str, known: bool = False) -> TrainedLink:
-    """The link behind a defense of its scenario; the link itself for `none`.
+def defended(link: TrainedLink, defense: Defense | None, known: bool = False) -> TrainedLink:
+    """The link behind a defense; the link itself for None.
 
     Args:
         link: the trained link.
-        name: of the defense.
-        known: whether it is what an adversary sees who knows the defense and works around it.
+        defense: acts on a trained link.
+        known: whether a transform is differentiated by way of its stand-in, as an adversary does who knows it.
     """
-    if name == "none":
+    if defense is None:
         return link
-    defense = link.plan.scenario.defenses[name]
     if isinstance(defense, Transform) and defense.where == "input":
         changed = replace(link, transform=defense, known=known)
     elif isinstance(defense, Transform):
         listeners = [replace(one, decoder=_Behind(defense, known, one.decoder)) for one in link.listeners]
-        changed = replace(link, listeners=tuple(listeners), known=known)
+        changed = replace(link, listeners=tuple(listeners))
     else:
         assert isinstance(defense, Detector)
-        changed = replace(link, detector=defense, known=known)
+        changed = replace(link, detector=defense)
     object.__setattr__(changed, "orders", link.orders)
     return changed
 

@@ -16,6 +16,7 @@ from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.backdoor import Triggers, triggers_of, without_triggers
 from fedsem.evaluation.baselines import reference_points
 from fedsem.evaluation.defended import defended
+from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.leakage import measure_leakage, steps, without_leakage
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.problem import LinkProblem
@@ -23,7 +24,10 @@ from fedsem.evaluation.samples import Samples
 from fedsem.evaluation.score import Key, Scorer, key_of
 from fedsem.evaluation.trained import Listener, Mode, TrainedLink
 from fedsem.hooks.budget import gaussian
+from fedsem.hooks.defense import Defense
+from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion, Perturbation
+from fedsem.hooks.transform import Transform
 from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import describe
 from fedsem.registry import names
@@ -32,6 +36,8 @@ from fedsem.streams import Stream
 from fedsem.units import achieved_psr, energy, from_db, to_db
 
 BUILT_IN = ("none", "noise")
+MOST_MADE = 2**30
+"""Bytes of perturbations that are kept for other defenses at most."""
 Spot = tuple[str, str, str, float]
 """Receiver group, task, channel, and the SNR of the task's kind."""
 Progress = Callable[[int, int], None]
@@ -69,13 +75,16 @@ def evaluate(
     total = sum(_count(grid) * len(_ways(link, grid)) for grid in _grids(link)) + steps(link.plan)
     triggers = [] if twin is None else triggers_of(link.plan)
     counter = _Counter(progress, total + len(triggers) * max(1, len(ways)))
+    made: dict[Mode, _Made] = {}
     for way in ways or [(Mode(), "none")]:
         grids = [grid for grid in _grids(link) if way in _ways(link, grid)]
         mode, defense = way
-        evaluation = _Evaluation(link.in_mode(mode), defense, grids, counter, surrogates or {})
+        first_of_mode = mode not in made
+        again = made.setdefault(mode, _Made() if sum(other == mode for other, _ in ways) > 1 else _Made(0))
+        evaluation = _Evaluation(link.in_mode(mode), defense, grids, counter, surrogates or {}, again, first_of_mode)
         part = evaluation.run()
         if twin is not None:
-            other = defended(twin.in_mode(mode), defense) if twin is not link else evaluation.link
+            other = defended(twin.in_mode(mode), evaluation.defense) if twin is not link else evaluation.link
             asked = [grid for grid in link.plan.scenario.evaluation.grids if way in _ways(link, grid)]
             evaluation.compare(other, asked, triggers)
         first = len(whole.points)
@@ -191,21 +200,56 @@ def _axis(sensing: bool) -> str:
     return "sensing_snr_db" if sensing else "snr_db"
 
 
+class _Made:
+    """Perturbations that were made for the undefended link: one serves every defense that its adversary does not see.
+
+    Args:
+        most: bytes that are kept at most; what does not fit is made again.
+    """
+
+    def __init__(self, most: int = MOST_MADE) -> None:
+        self.left = most
+        self.kept: dict[tuple[Any, ...], Perturbation] = {}
+
+    def keep(self, key: tuple[Any, ...], delta: Perturbation) -> None:
+        size = sum(value.numel() * value.element_size() for value in delta.values())
+        if size <= self.left:
+            self.left -= size
+            self.kept[key] = delta
+
+
 class _Evaluation:
+    """One mode of a link behind one defense.
+
+    Args:
+        plain: the link without the defense.
+        name: of the defense, or `none`.
+        grids: what is measured.
+        counter: of points.
+        surrogates: links that adversaries have trained, by the attack's name.
+        made: perturbations of the link without a defense.
+        shows: whether examples are kept for the report.
+    """
+
     def __init__(
         self,
         plain: TrainedLink,
-        defense: str,
+        name: str,
         grids: Sequence[Grid],
         counter: _Counter,
         surrogates: Mapping[str, TrainedLink],
+        made: _Made,
+        shows: bool,
     ) -> None:
-        self.plain, self.defense, self.grids, self.counter, self.surrogates = plain, defense, grids, counter, surrogates
-        self.link = link = defended(plain, defense)
+        self.plain, self.name, self.grids, self.counter, self.surrogates = plain, name, grids, counter, surrogates
+        self.defense: Defense | None = plain.plan.scenario.defenses.get(name)
+        self.made = made
+        self.link = link = defended(plain, self.defense)
         self.evaluation = link.plan.scenario.evaluation
         self.air = Air(link)
         self.scorer = Scorer(link, self.air)
-        self.samples = Samples(link, self.air, self.evaluation.samples)
+        self.surrogate_alarms: dict[str, Alarms] = {}
+        self.samples = Samples(link, self.air, self.evaluation.samples if shows else 0)
         self.points: list[Point] = []
         self.stream = Stream(link.seed).child("evaluate")
         self.clean: dict[Spot, int] = {}
@@ -288,10 +332,7 @@ class _Evaluation:
                 if point not in self.seen:
                     self.seen.add(point)
                     problem.psr = from_db(psr_db)
-                    stolen = attack.knowledge.weights == "surrogate"
-                    seen = problem.surrogate() if stolen else problem
-                    assert seen is not None
-                    delta = attack.perturb(seen, self.stream.child("perturb", name))
+                    delta = self.perturbation(name, attack, problem, point)
                     here = self.places(name, problem, psr_db, axes)
                     noise: dict[Spot, int] = {}
                     if name != "noise" and here.with_noise:
@@ -299,17 +340,37 @@ class _Evaluation:
                     self.record(name, attack, delta, problem, here, noise)
                 self.counter.step()
 
+    def perturbation(self, name: str, attack: Evasion, problem: LinkProblem, point: tuple[Any, ...]) -> Perturbation:
+        """What an attack does at a point; made once for all defenses that it does not see."""
+        blind = problem.link is self.plain and not problem.watched
+        if blind and point in self.made.kept:
+            return self.made.kept[point]
+        seen = problem.surrogate() if attack.knowledge.weights == "surrogate" else problem
+        assert seen is not None
+        delta = attack.perturb(seen, self.stream.child("perturb", name))
+        if blind:
+            self.made.keep(point, delta)
+        return delta
+
     def problem(self, name: str, attack: Evasion, at: _Where) -> LinkProblem:
-        """What an attack sees of the link and of its defense, and its surrogate."""
+        """What an attack sees of the link and of its defense, and its surrogate, behind the same defense if it knows
+        of it."""
+        level, snrs = attack.knowledge.defense, (at.snr_db, at.sensing_snr_db)
+        met = self.defense if isinstance(self.defense, Transform) and level != "none" else None
+        detector = self.defense if isinstance(self.defense, Detector) and level == "adaptive" else None
         surrogate = None
         if name in self.surrogates:
-            stolen = self.surrogates[name].in_mode(self.link.mode)
-            surrogate = LinkProblem(stolen, Air(stolen), attack, at.snr_db, at.sensing_snr_db)
-        seen, air = self.link, self.air
-        if self.defense != "none" and (level := attack.knowledge.defense) != "exact":
-            seen = self.plain if level == "none" else defended(self.plain, self.defense, known=True)
-            air = Air(seen)
-        return LinkProblem(seen, air, attack, at.snr_db, at.sensing_snr_db, surrogate)
+            stolen, reserve = self.surrogates[name].in_mode(self.link.mode), self.link.plan.dataset.reserve
+            if detector is not None and name not in self.surrogate_alarms:
+                assert reserve is not None, "checked with the scenario"
+                self.surrogate_alarms[name] = Alarms(stolen, detector, reserve)
+            stolen = defended(stolen, met, known=level == "adaptive")
+            alarms = self.surrogate_alarms.get(name)
+            surrogate = LinkProblem(stolen, Air(stolen), attack, *snrs, alarms=alarms)
+        seen = defended(self.plain, met, known=level == "adaptive")
+        air = self.air if seen.transform is self.link.transform else Air(seen)
+        alarms = None if detector is None else self.scorer.alarms
+        return LinkProblem(seen, air, attack, *snrs, surrogate, alarms)
 
     def places(self, name: str, problem: LinkProblem, psr_db: float, axes: dict[str, float]) -> _Places:
         """Where a perturbation is scored: at all points of all grids that hold it."""
@@ -365,7 +426,7 @@ class _Evaluation:
             columns |= {
                 "attack_params": json.dumps({"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True),
                 "knowledge": ", ".join(
-                    f"{what}: {known}" for what, known in knowledge if what != "defense" or self.defense != "none"
+                    f"{what}: {known}" for what, known in knowledge if what != "defense" or self.defense is not None
                 ),
             }
             if knowledge.weights != "none" and knowledge.signal == "statistics":
@@ -404,7 +465,7 @@ class _Evaluation:
         listener = next(one for one in self.link.listeners if key_of(one) == key)
         used = self.link.plan.scenario.use.defenses
         return {
-            **({} if self.defense == "none" else {"defense": "+".join([*used, self.defense])}),
+            **({} if self.defense is None else {"defense": "+".join([*used, self.name])}),
             "stage": "evaluate",
             "round": self.link.plan.scenario.federation.rounds,
             "receiver": listener.group,

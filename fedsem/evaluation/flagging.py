@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsem.data.dataset import Split
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.reception import Receptions
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.detector import Detector, Fitted
 from fedsem.plan import examples_of
 from fedsem.streams import Stream
-from fedsem.tasks.classification import Classification
-from fedsem.tasks.sensing import Sensing
 
 MOST_FITTED = 2048
 """Images of the reserve that a detector is fitted on, and as many that set its threshold, at most."""
@@ -46,42 +45,44 @@ class Alarm:
         with torch.no_grad():
             return ~(self.detector.score(self.listener.decoder, heard, self.fitted) <= self.threshold)
 
-    def cost(self, heard: Tensor) -> Tensor:
-        """What being flagged costs an adversary who knows of it, (..., B)."""
+    def excess(self, heard: Tensor) -> Tensor:
+        """How far each reception is above the threshold, (..., B), in standard deviations of clean scores;
+        differentiable."""
         score = self.detector.score(self.listener.decoder, heard, self.fitted)
-        return self.detector.penalty * ((score - self.threshold) / self.spread).clamp_min(0)
+        return ((score - self.threshold) / self.spread).clamp_min(0)
 
 
 class Alarms:
-    """A link's detector, set for its listeners at the SNRs that are asked for.
+    """A detector, set for a link's listeners at the SNRs that are asked for.
 
     Half of the images of the reserve teach it what clean receptions are; the other half, which it has not seen, set the
     threshold.
 
     Args:
-        link: the link, with a detector.
+        link: the link; of an adversary with a surrogate, that.
+        detector: the detector.
+        reserve: images that neither a receiver nor a test holds.
     """
 
-    def __init__(self, link: TrainedLink) -> None:
-        assert link.detector is not None
-        self.link, self.detector = link, link.detector
-        reserve = link.plan.dataset.reserve
-        assert reserve is not None, "checked with the scenario"
+    def __init__(self, link: TrainedLink, detector: Detector, reserve: Split) -> None:
+        self.link, self.detector = link, detector
         self._set: dict[tuple[str, float], Alarm] = {}
         order = Stream(link.seed).child("alarm").numpy().permutation(len(reserve))[: 2 * MOST_FITTED]
         self._receptions: list[Receptions] = []
-        for part in (order[::2], order[1::2]):
+        for name, part in (("fit", order[::2]), ("threshold", order[1::2])):
             examples = examples_of(reserve.take(part), link.plan.device)
             held = replace(link, examples=replace(examples, images=examples.images.float() / 255))
-            self._receptions.append(Receptions(held, Air(held, "alarm")))
+            self._receptions.append(Receptions(held, Air(held, f"alarm-{name}", FITTED_DRAWS)))
 
-    def alarm(self, listener: Listener, snr_db: float) -> Alarm:
-        """The detector as it is set for a decoder at an SNR."""
+    def alarm(self, listener: Listener, snr_db: float) -> Alarm | None:
+        """The detector as it is set for a decoder at an SNR; None for a decoder that it does not watch."""
         key = listener.name, snr_db
+        decides = self.link.plan.task(listener.branch).decides
+        if self.detector.needs_decisions and not decides:
+            return None
         if key not in self._set:
             seen, unseen = (self._heard(receptions, listener, snr_db) for receptions in self._receptions)
             stream = Stream(self.link.seed).child("alarm", listener.name, str(snr_db))
-            decides = isinstance(self.link.plan.task(listener.branch), (Classification, Sensing))
             with torch.no_grad():
                 decisions = listener.decoder(seen).argmax(-1) if decides else None
                 fitted = self.detector.fit(listener.decoder, seen, decisions, stream)
@@ -92,9 +93,5 @@ class Alarms:
         return self._set[key]
 
     def _heard(self, receptions: Receptions, listener: Listener, snr_db: float) -> Tensor:
-        rows, parts = FITTED_DRAWS * len(receptions.everything), []
-        for _, heard in receptions.heard([listener], [snr_db], {}):
-            parts.append(heard.inputs.flatten(0, 1))
-            if sum(len(part) for part in parts) >= rows:
-                break
-        return torch.cat(parts)[:rows]
+        """All receptions of some images of the reserve, (M, width)."""
+        return torch.cat([heard.inputs.flatten(0, 1) for _, heard in receptions.heard([listener], [snr_db], {})])

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from fedsem.channels.channel import Realisation
 from fedsem.errors import ScenarioError
-from fedsem.evaluation.air import Air
+from fedsem.evaluation.air import TRANSFORMS, Air
 from fedsem.evaluation.airtime import most_patches
-from fedsem.evaluation.flagging import Alarms
+from fedsem.evaluation.flagging import Alarm, Alarms
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Evasion, Knowledge, Perturbation, SiteState
 from fedsem.hooks.evasion_losses import differentiate, objective
@@ -49,6 +49,7 @@ class LinkProblem:
         snr_db: SNR of communication channels.
         sensing_snr_db: SNR of sensing channels.
         surrogate: the same test set through the link that the adversary trained itself.
+        alarms: a detector that the adversary knows and works around.
 
     Attributes:
         psr: the budget (linear); set before each perturbation.
@@ -62,6 +63,7 @@ class LinkProblem:
         snr_db: float,
         sensing_snr_db: float,
         surrogate: LinkProblem | None = None,
+        alarms: Alarms | None = None,
     ) -> None:
         self.link, self.air, self.attack = link, air, attack
         self.symbols = link.plan.scenario.link.symbols
@@ -84,8 +86,11 @@ class LinkProblem:
             draws = link.plan.scenario.evaluation.draws.score
             self.rows, self._all = images.repeat(draws), False
             self._known = (air, torch.arange(draws, device=images.device).repeat_interleave(len(images)), self.rows)
-        self._known_sent: tuple[int, Transmission] | None = None
+        self._known_sent: tuple[tuple[int, int], Transmission] | None = None
         self._kept: dict[str, Any] = {}
+        self._noise = True
+        self._draws = attack.expectation(link.plan)
+        self._chance = air.attack_transform(0, 1) is not None  # the link's transform is random
         self.sites: Mapping[str, SiteState] = {name: self._site(name) for name in attack.sites}
         self._surrogate = surrogate
         if surrogate is not None and "air" in self.sites:
@@ -93,9 +98,8 @@ class LinkProblem:
             own = replace(surrogate.sites["air"], energy=self.sites["air"].energy)
             surrogate.sites = {**surrogate.sites, "air": own}
         self._made_once: dict[str, Any] = {}  # shared with all copies of this problem
-        self._noise = True
-        self._draws = attack.expectation(link.plan)
-        self._alarms = Alarms(link) if link.detector is not None and link.known else None
+        self._alarms = alarms
+        self._penalty = 0.0 if alarms is None else alarms.detector.penalty
 
     @property
     def labels(self) -> Tensor:
@@ -153,11 +157,31 @@ class LinkProblem:
 
     @property
     def classifies(self) -> bool:
-        """Whether the objective is the loss of one classification task, untargeted, with no alarm to avoid."""
+        """Whether the objective is the loss of one classification task, untargeted."""
         tasks = {listener.branch.task: self.link.plan.task(listener.branch) for listener in self.weights}
         kinds = [isinstance(task, Classification) for task in tasks.values()]
-        alone = not self.attack.targeted and self.attack.objective != "joint" and self._alarms is None
-        return kinds == [True] and alone
+        return kinds == [True] and not self.attack.targeted and self.attack.objective != "joint"
+
+    def alarm(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor | float:
+        """What being flagged costs each row, the mean over draws and listeners, (B,); differentiable."""
+        if not self._penalty:
+            return 0.0
+        sent, costs = self._sent(delta, step, index), []
+        for listener in self.weights:
+            if (alarm := self._alarm(listener)) is not None:
+                costs.append(alarm.excess(self._heard(listener, sent, self._realisation(listener, step, index), delta)))
+        return self._penalty * torch.cat(costs).mean(0) if costs else 0.0
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a detector that the adversary knows and works around."""
+        return self._alarms is not None
+
+    def avoiding(self, penalty: float) -> LinkProblem:
+        """The same problem, with so much weight on not being flagged."""
+        other = self._copy()
+        other._penalty = penalty
+        return other
 
     def failures(self, delta: Perturbation, step: int, draws: int) -> Tensor:
         """How badly the objective's tasks fail at each row, (B,)."""
@@ -175,6 +199,8 @@ class LinkProblem:
 
     def _batches(self, draws: int) -> Sequence[slice]:
         size = min(self.batch, max(8, RECEPTIONS_AT_ONCE // draws))
+        if self._chance:  # each draw of the transform is encoded
+            size = max(8, size // min(draws, TRANSFORMS))
         return [slice(i, i + size) for i in range(0, len(self.rows), size)]
 
     def select(self, rows: Tensor) -> LinkProblem:
@@ -196,7 +222,8 @@ class LinkProblem:
         silent = self._copy()
         silent._noise = False
         channels = [self.link.plan.channel(listener.branch) for listener in self.weights]
-        if all(channel.fading_name == "none" and not channel.is_sensing for channel in channels):
+        steady = all(channel.fading_name == "none" and not channel.is_sensing for channel in channels)
+        if steady and not self._chance:
             silent._draws = 1  # all draws are alike
         return silent
 
@@ -215,10 +242,11 @@ class LinkProblem:
             examples = examples_of(held.take(some), self.link.plan.device)
             link = replace(self.link, examples=replace(examples, images=examples.images.float() / 255))
             open_eyed = self.attack.model_copy(update={"knowledge": Knowledge()})
-            whole = LinkProblem(link, Air(link, "own"), open_eyed, self.snr[False], self.snr[True])
+            snrs = self.snr[False], self.snr[True]
+            whole = LinkProblem(link, Air(link, "own"), open_eyed, *snrs, alarms=self._alarms)
             self._made_once["own"] = whole
         own: LinkProblem = self._made_once["own"].select(images)
-        own.psr, own._noise, own._known = self.psr, self._noise, self._known
+        own.psr, own._noise, own._known, own._penalty = self.psr, self._noise, self._known, self._penalty
         return own
 
     def surrogate(self) -> LinkProblem | None:
@@ -244,7 +272,7 @@ class LinkProblem:
     ) -> dict[Listener, Tensor]:
         """Loss of each listener (or how badly it fails), the mean over draws, (B,)."""
         images = self._images(index)
-        examples, sent = self.link.examples.at(images), self._sent(delta, step, index)
+        examples, sent = self.link.examples.at(images), self._sent(delta, step, index, draws)
         losses = {}
         for listener in self.weights:
             task = self.link.plan.task(listener.branch)
@@ -257,10 +285,12 @@ class LinkProblem:
                 truth = task.aim(goal, self.link.examples)[images]
             measured = (task.failure if failing else task.objective)(listener.decoder, heard, truth)
             measured = measured if goal is None else -measured
-            if self._alarms is not None:
-                alarm = self._alarms.alarm(listener, self.snr[self.link.is_sensing(listener)])
-                # What is flagged has not failed.
-                measured = measured * ~alarm.flags(heard) if failing else measured - alarm.cost(heard)
+            alarm = self._alarm(listener) if failing or self._penalty else None
+            if alarm is not None and failing:
+                # What is flagged has not failed, and not reached a goal.
+                measured = measured.masked_fill(alarm.flags(heard), 0.0 if goal is None else -1.0)
+            elif alarm is not None:
+                measured = measured - self._penalty * alarm.excess(heard)
             losses[listener] = measured.mean(0)
         return losses
 
@@ -275,7 +305,7 @@ class LinkProblem:
             shuffled = torch.randperm(len(everything), generator=order).to(everything.device)
             with torch.no_grad():
                 for images in everything.split(self.batch):
-                    sent = self._transmitted(images, {}, 0)
+                    sent = self._transmitted(images, {}, self._transforms(0, self._draws))
                     for listener in self.weights:
                         task = self.link.plan.task(listener.branch)
                         realisation = self.air.attack(listener, 0, self._draws).at(images)
@@ -293,6 +323,11 @@ class LinkProblem:
             )
         return self._made_once["clean"]
 
+    def _alarm(self, listener: Listener) -> Alarm | None:
+        if self._alarms is None:
+            return None
+        return self._alarms.alarm(listener, self.snr[self.link.is_sensing(listener)])
+
     def _classifier(self) -> Listener:
         tasks = {listener.branch.task for listener in self.weights}
         first = next(iter(self.weights))
@@ -306,43 +341,47 @@ class LinkProblem:
         if name == "input":
             images = self.link.images[self._images(slice(None))]
             return SiteState(images, energy(images), bounded=True)
-        x = self._clean_sent(0).first[self.rows]
+        x = self._clean_sent(0, self._draws).first[self.rows]
         return SiteState(x, energy(x), bounded=False)
 
-    def _clean_sent(self, step: int) -> Transmission:
-        """What is sent for every test image, unperturbed."""
-        random = self._transforms(step) is not None
-        if self._known_sent is None or (random and self._known_sent[0] != step):
+    def _clean_sent(self, step: int, draws: int) -> Transmission:
+        """What is sent for every test image, unperturbed, over a random transform's draws of a step."""
+        wanted = (step, draws) if self._chance else (0, 0)
+        if self._known_sent is None or self._known_sent[0] != wanted:
             everything = torch.arange(len(self.link.labels), device=self.rows.device)
             air = {"air": torch.empty(0)}
             with torch.no_grad():
-                parts = [self._transmitted(images, air, step) for images in everything.split(self.batch)]
-            self._known_sent = step, Transmission.joined(parts)
+                drawn = self._transforms(step, draws)
+                parts = [self._transmitted(images, air, drawn) for images in everything.split(self.batch)]
+            self._known_sent = wanted, Transmission.joined(parts)
         return self._known_sent[1]
 
-    def _sent(self, delta: Perturbation, step: int, index: slice) -> Transmission:
-        rows = self._images(index)
+    def _sent(self, delta: Perturbation, step: int, index: slice, draws: int | None = None) -> Transmission:
+        rows, draws = self._images(index), draws or self._draws
         # What is only met on air is sent as it always is.
         if delta and "input" not in delta:
-            return self._clean_sent(step).at(rows)
-        return self._transmitted(rows, delta, step)
+            return self._clean_sent(step, draws).at(rows)
+        return self._transmitted(rows, delta, self._transforms(step, draws))
 
-    def _transforms(self, step: int) -> Tensor | None:
-        """The step's draws of what is random in the link's transform."""
-        if self._kept.get("transformed") != step:
-            self._kept["transformed"], self._kept["transforms"] = step, self.air.transform(step)
-        found: Tensor | None = self._kept["transforms"]
-        return found
+    def _transforms(self, step: int, draws: int) -> Tensor | None:
+        """A step's draws of what is random in the link's transform."""
+        if not self._chance:
+            return None
+        if self._kept.get("transformed") != (step, draws):
+            self._kept["transformed"] = (step, draws)
+            self._kept["transforms"] = self.air.attack_transform(step, draws)
+        drawn: Tensor = self._kept["transforms"]
+        return drawn
 
     def _images(self, index: slice) -> Tensor | slice:
         """Numbers of the test images in these rows."""
         return index if self._all else self.rows[index]
 
-    def _transmitted(self, rows: Tensor | slice, delta: Perturbation, step: int) -> Transmission:
+    def _transmitted(self, rows: Tensor | slice, delta: Perturbation, drawn: Tensor | None) -> Transmission:
         images = self.link.images[rows]
         images = images + delta["input"] if "input" in delta else images
         # Over the air an adversary meets the numbers that are sent; gates would put them elsewhere.
-        return self.link.send(images, rows, self.count, "input" in delta, "air" not in delta, self._transforms(step))
+        return self.link.send(images, rows, self.count, "input" in delta, "air" not in delta, drawn)
 
     def _heard(self, listener: Listener, sent: Transmission, realisation: Realisation, delta: Perturbation) -> Tensor:
         plan, channel = self.link.plan, self.link.plan.channel(listener.branch)

@@ -59,7 +59,7 @@ class Receptions:
     @property
     def draws(self) -> int:
         """Receptions of each image."""
-        return self.link.plan.scenario.evaluation.draws.score
+        return self.air.draws
 
     @property
     def together(self) -> bool:
@@ -75,7 +75,7 @@ class Receptions:
         """What is sent for the perturbed test images; of a digital transmission nothing that is on air."""
         if "input" not in delta and self._clean is not None:
             return self._clean
-        images, count, drawn = self.perturbed(delta), most_patches(self.link), self.air.transform()
+        images, count, drawn = self.perturbed(delta), most_patches(self.link), self.air.score_transform()
         with torch.no_grad():
             parts = [
                 self.link.send(images[index], index, count, "input" in delta, drawn=drawn)

@@ -38,7 +38,10 @@ class Scorer:
     def __init__(self, link: TrainedLink, air: Air) -> None:
         self.link = link
         self.receptions = Receptions(link, air)
-        self.alarms = None if link.detector is None else Alarms(link)
+        self.alarms: Alarms | None = None
+        if link.detector is not None:
+            assert link.plan.dataset.reserve is not None, "checked with the scenario"
+            self.alarms = Alarms(link, link.detector, link.plan.dataset.reserve)
         self.thresholds: dict[tuple[str, float], float | None] = {}
 
     def score(
@@ -63,9 +66,9 @@ class Scorer:
             shares = task.metrics(output, truth, thresholds[listener][levels[0]])
             if heard.kept is not None and isinstance(task, Reconstruction):
                 shares |= self._inpainting(output, heard)
-            if self.alarms is not None:
-                # Only transmitters of patches are heard at several SNRs at once, and of those the air changes nothing.
-                shares |= _passed(shares, self.alarms.alarm(listener, snrs[levels[0]]).flags(heard.inputs))
+            # Only transmitters of patches are heard at several SNRs at once, and those have no detector.
+            if self.alarms is not None and (alarm := self.alarms.alarm(listener, snrs[levels[0]])) is not None:
+                shares |= _passed(shares, alarm.flags(heard.inputs))
             goal = attack.targeted.get(listener.branch.task) if attack is not None else None
             if goal is not None:
                 shares["reached"] = task.reached(output, truth, task.aim(goal, self.link.examples)[heard.images])

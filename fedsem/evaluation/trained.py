@@ -66,7 +66,7 @@ class TrainedLink:
         mode: how much of the images is sent, chosen by what; for encoders that send patches.
         transform: what a defense does to images before the encoder.
         detector: what a defense makes of receptions.
-        known: whether whoever attacks this link knows its defense and works around it.
+        known: whether the transform is differentiated by way of its stand-in, as an adversary does who knows it.
         orders: of every test image's patches, the best first, (N, L), by the strategy that ranks them; filled as they
             are asked for, and shared by all modes of a link (`in_mode`).
     """
@@ -118,9 +118,8 @@ class TrainedLink:
         if drawn is None:
             seen = self.transform.applied(images, None, self.known)
             return self.transmitter.send(seen, self.choice(everything, count, changed=True), gates)
-        seen = torch.cat([self.transform.applied(images, one[numbers], self.known) for one in drawn])
-        sent = self.transmitter.send(seen, None, gates)
-        return Transmission(sent.x.unflatten(0, (len(drawn), len(images))), 1.0)
+        draws = (self.transform.applied(images, one[numbers], self.known) for one in drawn)
+        return Transmission(torch.stack([self.transmitter.send(one).x for one in draws]), 1.0)
 
     def choice(self, index: Tensor, count: int | Tensor, changed: bool = False) -> Choice | None:
         """How the patches of these test images are chosen; None for an encoder that has none.

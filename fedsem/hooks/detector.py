@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -28,16 +29,18 @@ class Detector(Defense):
     (clean: false alarms; attacked: detections), and for tasks with an accuracy `accuracy_passed`, that of receptions
     that pass, and `undetected_error`, the share of all that pass and are decided wrongly.
 
-    An adversary who does not know the detector (`knowledge.defense: none`, `exact`) attacks the link alone.
+    An adversary who does not work around the detector (`knowledge.defense: none`, `exact`) attacks the link alone.
 
     Attributes:
         false_alarm: share of clean receptions that are flagged.
         penalty: how much an adversary who knows the detector (`knowledge.defense: adaptive`) minds being flagged: its
             loss falls by penalty (s - threshold)+ / sigma, with sigma the standard deviation of clean scores (Carlini
-            and Wagner, Adversarial Examples Are Not Easily Detected, 2017).
+            and Wagner, Adversarial Examples Are Not Easily Detected, 2017). `standard` tries penalties of its own.
     """
 
     in_training: ClassVar[bool] = False
+    needs_decisions: ClassVar[bool] = False
+    """Whether it watches only decoders that decide something, of classification and sensing."""
 
     false_alarm: Annotated[float, Field(gt=0, lt=1)] = 0.05
     penalty: NonNegativeFloat = 1.0
@@ -70,10 +73,27 @@ class Detector(Defense):
         """Cross-check with the rest of the scenario.
 
         Raises:
-            ScenarioError: there are no images to set a threshold with.
+            ScenarioError: there are too few images to set a threshold with, or nothing to watch.
         """
-        if plan.dataset.reserve is None:
+        encoder, reserve = plan.scenario.link.encoder, plan.dataset.reserve
+        if reserve is None:
             raise ScenarioError(
                 f"In the scenario, '{path}': '{self.kind}' sets its threshold with images that neither a receiver nor "
                 "a test holds; keep some of them with data.reserve."
+            )
+        # One half of them sets the threshold, which should be below the largest of its clean scores.
+        if len(reserve) < (least := 2 * math.ceil(1 / self.false_alarm)):
+            raise ScenarioError(
+                f"In the scenario, '{path}.false_alarm': {len(reserve)} images cannot tell so rare an alarm; raise it, "
+                f"or data.reserve to {least}."
+            )
+        if encoder.paints:
+            raise ScenarioError(
+                f"In the scenario, '{path}': '{self.kind}' watches symbols, and receivers of '{encoder.kind}' decode "
+                "pictures; use another encoder."
+            )
+        if self.needs_decisions and not any(plan.task(branch).decides for branch in plan.branches):
+            raise ScenarioError(
+                f"In the scenario, '{path}': '{self.kind}' watches decisions, and no task makes any; add a task of "
+                "classification or sensing, or use another detector."
             )

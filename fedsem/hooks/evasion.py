@@ -101,6 +101,20 @@ class Problem(Protocol):
         `step`, (B,)."""
         ...
 
+    def alarm(self, delta: Perturbation, step: int, index: slice = ...) -> Tensor | float:
+        """What being flagged by a detector that the adversary works around costs each row, (B,), in units of the loss;
+        `objective` has it in it already. Differentiable."""
+        ...
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a detector that the adversary works around; what it flags is no failure."""
+        ...
+
+    def avoiding(self, penalty: float) -> Problem:
+        """The same problem with another weight on not being flagged."""
+        ...
+
     def batches(self) -> Sequence[slice]:
         """Slices that cut the rows into batches."""
         ...
@@ -207,6 +221,8 @@ class Evasion(Options):
     """Levels of knowledge that the attack can make use of; the first of each is its default."""
     minimal: ClassVar[bool] = False
     """Whether it looks for the least power in each example, rather than the most harm within the grid's PSR."""
+    avoids: ClassVar[bool] = True
+    """Whether it can work around a detector (`knowledge.defense: adaptive`)."""
     mean_power: ClassVar[bool] = False
     """Whether the budget holds for the mean power over all examples, as of one perturbation for all, instead of in each
     of them."""

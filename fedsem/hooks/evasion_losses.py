@@ -21,7 +21,8 @@ def objective(problem: Problem, delta: Perturbation, step: int, index: slice) ->
 
 def log_mean(problem: Problem, delta: Perturbation, step: int, index: slice) -> Tensor:
     """-log mean_k p_y: unlike the mean of -log p_y it does not reward making one draw wrong over and over."""
-    return F.nll_loss(problem.logits(delta, step, index), problem.labels[index], reduction="none")
+    loss = F.nll_loss(problem.logits(delta, step, index), problem.labels[index], reduction="none")
+    return loss - problem.alarm(delta, step, index)
 
 
 def difference_of_logits_ratio(problem: Problem, delta: Perturbation, step: int, index: slice) -> Tensor:
@@ -30,7 +31,8 @@ def difference_of_logits_ratio(problem: Problem, delta: Perturbation, step: int,
     scores, labels = problem.scores(delta, step, index), problem.labels[index]
     ranked = scores.sort(dim=-1).values
     true, other = _true_and_other(scores, labels)
-    return ((other - true) / (ranked[..., -1] - ranked[..., -3] + 1e-12)).mean(0)
+    ratio = ((other - true) / (ranked[..., -1] - ranked[..., -3] + 1e-12)).mean(0)
+    return ratio - problem.alarm(delta, step, index)
 
 
 def margin_to(target: Tensor) -> Loss:
@@ -40,7 +42,7 @@ def margin_to(target: Tensor) -> Loss:
         scores = problem.scores(delta, step, index)
         goal = target[index].expand(scores.shape[:-1]).unsqueeze(-1)
         true, _ = _true_and_other(scores, problem.labels[index])
-        return (scores.gather(-1, goal).squeeze(-1) - true).mean(0)
+        return (scores.gather(-1, goal).squeeze(-1) - true).mean(0) - problem.alarm(delta, step, index)
 
     return margin
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
+from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
+
+if TYPE_CHECKING:
+    from fedsem.plan import Plan
 
 
 class Transform(Defense):
@@ -46,12 +50,34 @@ class Transform(Defense):
     def adaptive(self) -> Mapping[str, Any] | None:
         return {"kind": "standard", "knowledge": {"defense": "adaptive"}}
 
+    def check(self, path: str, plan: Plan) -> None:
+        """Cross-check with the rest of the scenario.
+
+        Raises:
+            ScenarioError: the encoder sends patches, and it is random or acts on symbols.
+        """
+        encoder = plan.scenario.link.encoder
+        if not encoder.paints:
+            return
+        if self.where == "reception":
+            raise ScenarioError(
+                f"In the scenario, '{path}': '{self.kind}' acts on symbols, and receivers of '{encoder.kind}' decode "
+                "pictures; use another encoder or another defense."
+            )
+        if self.draw((1, 1), plan.images.shape, Generator()) is not None:
+            raise ScenarioError(
+                f"In the scenario, '{path}': '{self.kind}' is random, and '{encoder.kind}' ranks its patches once for "
+                "all receptions; use another encoder or another defense."
+            )
+
     def applied(self, signal: Tensor, drawn: Tensor | None, approximate: bool) -> Tensor:
         """The changed signal; with `approximate`, differentiable by way of `stand_in`."""
         numbers = signal.new_empty(len(signal), 0) if drawn is None else drawn
         if not approximate:
-            return self.transform(signal, numbers)
+            changed = self.transform(signal, numbers)
+            # What leaves no trace for gradients, such as a codec, is a step function: its slope is zero.
+            return changed if changed.requires_grad or not signal.requires_grad else changed + 0 * signal
         with torch.no_grad():
             exact = self.transform(signal, numbers)
         near = self.stand_in(signal, numbers)
-        return near + (exact - near.detach())
+        return exact + (near - near.detach())

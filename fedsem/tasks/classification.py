@@ -25,6 +25,10 @@ class Classification(Task):
     def headline(self) -> str:
         return "accuracy"
 
+    @property
+    def decides(self) -> bool:
+        return True
+
     def build(self, decoder: DecoderFormat) -> nn.Module:
         if decoder.paints:
             return ClassHead(decoder.classes)

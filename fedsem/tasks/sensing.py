@@ -34,6 +34,10 @@ class Sensing(Task):
         return True
 
     @property
+    def decides(self) -> bool:
+        return True
+
+    @property
     def headline(self) -> str:
         return "accuracy"
 

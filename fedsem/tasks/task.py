@@ -89,6 +89,11 @@ class Task(Options):
         return False
 
     @property
+    def decides(self) -> bool:
+        """Whether outputs are scores (..., B, choices), the largest of which is the decision."""
+        return False
+
+    @property
     def needs(self) -> Literal["picture", "boxes", "keypoints", "segmentation"] | None:
         """What the task cannot do without: a painted picture, or annotations (and then a picture too)."""
         return None
