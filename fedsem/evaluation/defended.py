@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.transform import Transform
+from fedsem.hooks.vote import Vote
 
 
 def defended(link: TrainedLink, name: str, known: bool = False) -> TrainedLink:
@@ -22,7 +23,11 @@ def defended(link: TrainedLink, name: str, known: bool = False) -> TrainedLink:
     if name == "none":
         return link
     defense = link.plan.scenario.defenses[name]
-    if isinstance(defense, Transform) and defense.where == "input":
+    if isinstance(defense, Vote):
+        # Of noisy copies an adversary meets the noise, and the mean over its draws.
+        noisy = defense if isinstance(defense, Transform) else None
+        changed = replace(link, vote=defense, transform=noisy, known=known)
+    elif isinstance(defense, Transform) and defense.where == "input":
         changed = replace(link, transform=defense, known=known)
     elif isinstance(defense, Transform):
         listeners = [replace(one, decoder=_Behind(defense, known, one.decoder)) for one in link.listeners]

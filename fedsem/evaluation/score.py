@@ -14,6 +14,7 @@ from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.point import Tally
 from fedsem.evaluation.reception import Heard, Receptions
 from fedsem.evaluation.trained import Listener, TrainedLink
+from fedsem.evaluation.voting import Ballots, together
 from fedsem.hooks.evasion import Evasion, Perturbation
 from fedsem.hooks.poison import Backdoor
 from fedsem.tasks.classification import Classification
@@ -39,6 +40,7 @@ class Scorer:
         self.link = link
         self.receptions = Receptions(link, air)
         self.alarms = None if link.detector is None else Alarms(link)
+        self.ballots = None if link.vote is None else Ballots(link, air)
         self.thresholds: dict[tuple[str, float], float | None] = {}
 
     def score(
@@ -48,7 +50,10 @@ class Scorer:
         delta: Perturbation,
         attack: Evasion | Backdoor | None = None,
     ) -> list[Scores]:
-        """Metrics of these listeners at each SNR; with a targeted attack, also how far it reached its goal."""
+        """Metrics of these listeners at each SNR; with a targeted attack, also how far it reached its goal. Behind a
+        vote, what the votes say."""
+        if self.ballots is not None:
+            return self._voted(self.ballots, listeners, snrs, delta)
         everything = self.receptions.everything
         scores: list[Scores] = [{key_of(listener): {} for listener in listeners} for _ in snrs]
         found: dict[tuple[int, Key], Detections] = {}
@@ -99,6 +104,17 @@ class Scorer:
                     assert isinstance(accuracy, Tally)
                     if accuracy.receptions > 1:
                         metrics["mostly_right"] = _mostly(accuracy)
+        return scores
+
+    def _voted(
+        self, ballots: Ballots, listeners: Sequence[Listener], snrs: Sequence[float], delta: Perturbation
+    ) -> list[Scores]:
+        scores: list[Scores] = []
+        for counted in ballots.score(listeners, snrs, delta):
+            groups: dict[Key, list[dict[str, Tally]]] = {}
+            for listener, tallies in counted.items():
+                groups.setdefault(key_of(listener), []).append(tallies)
+            scores.append({key: {**together(held)} for key, held in groups.items()})
         return scores
 
     def _examples(self, images: Tensor) -> Examples:
