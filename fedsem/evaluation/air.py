@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from torch import Tensor
 
 from fedsem.channels.channel import Realisation
@@ -72,4 +75,11 @@ class Air:
         realisation = plan.channel(listener.branch).draw(
             (draws, len(self.link.labels)), uses, plan.scenario.link.symbols, stream.torch()
         )
-        return realisation.to(plan.device)
+        return self.averaged(realisation).to(plan.device)
+
+    def averaged(self, realisation: Realisation) -> Realisation:
+        """The draws with the noise that is left where the receiver averages several receptions."""
+        receptions = 1 if self.link.vote is None else self.link.vote.averaged
+        if receptions == 1:
+            return realisation
+        return replace(realisation, noise=realisation.noise / math.sqrt(receptions))

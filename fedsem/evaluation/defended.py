@@ -10,6 +10,7 @@ from fedsem.evaluation.trained import TrainedLink
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.transform import Transform
+from fedsem.hooks.vote import Vote
 
 
 def defended(link: TrainedLink, defense: Defense | None, known: bool = False) -> TrainedLink:
@@ -22,7 +23,11 @@ def defended(link: TrainedLink, defense: Defense | None, known: bool = False) ->
     """
     if defense is None:
         return link
-    if isinstance(defense, Transform) and defense.where == "input":
+    if isinstance(defense, Vote):
+        # Of noisy copies an adversary meets the noise, and the mean over its draws.
+        noisy = defense if isinstance(defense, Transform) else None
+        changed = replace(link, vote=defense, transform=noisy, known=known)
+    elif isinstance(defense, Transform) and defense.where == "input":
         changed = replace(link, transform=defense, known=known)
     elif isinstance(defense, Transform):
         listeners = [replace(one, decoder=_Behind(defense, known, one.decoder)) for one in link.listeners]

@@ -126,7 +126,7 @@ def _ways(link: TrainedLink, grid: Grid) -> list[tuple[Mode, str]]:
 
 def _compare_defenses(points: Sequence[Point]) -> None:
     """Link every point behind a defense of the trained link to the same point without it."""
-    left_out = {"defense", "knowledge", "psr_achieved_db", "attack_params"}
+    left_out = {"defense", "knowledge", "psr_achieved_db", "attack_params", "draws"}
 
     def place(point: Point) -> str:
         columns = {key: value for key, value in point.columns.items() if key not in left_out}
@@ -263,6 +263,7 @@ class _Evaluation:
                 self.score_clean(some, self.tasks(grid))
                 for _ in some:
                     self.counter.step()
+            self.certify(grid)
         for grid in self.grids:
             for at in _snr_pairs(grid):
                 self.attack(grid, at)
@@ -311,6 +312,34 @@ class _Evaluation:
             if at.snr_db not in self.shown:
                 self.shown.add(at.snr_db)
                 self.samples.add(self.scorer.receptions, {}, at.snr_db, {"attack": "none"})
+
+    def certify(self, grid: Grid) -> None:
+        """What votes certify at every PSR of the grid, for clean receptions that have been scored."""
+        if self.link.vote is None or self.scorer.ballots is None:
+            return
+        site = self.link.vote.site
+        for at, sensing, psr_db in product(_snr_pairs(grid), (False, True), grid.psr_db or []):
+            groups: dict[Key, list[Listener]] = {}
+            for listener in self.listeners(sensing, self.tasks(grid)):
+                groups.setdefault(key_of(listener), []).append(listener)
+            snr_db = at.snr(sensing)
+            for key, listeners in groups.items():
+                point = ("certificate", *key, snr_db, psr_db)
+                if point in self.seen:
+                    continue
+                self.seen.add(point)
+                columns = {
+                    **self.columns(key, snr_db),
+                    "stage": "certificate",
+                    "attack": "none",
+                    "sites": site,
+                    "norm": "l2",
+                    "psr_db": psr_db,
+                    _axis(sensing): snr_db,
+                }
+                if site == "air":
+                    columns["pnr_db"] = psr_db + snr_db
+                self.points.append(Point(columns, self.scorer.ballots.certified(listeners, snr_db, psr_db)))
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
@@ -463,7 +492,7 @@ class _Evaluation:
 
     def columns(self, key: Key, snr_db: float) -> dict[str, Any]:
         listener = next(one for one in self.link.listeners if key_of(one) == key)
-        used = self.link.plan.scenario.use.defenses
+        used, ballots = self.link.plan.scenario.use.defenses, self.scorer.ballots
         return {
             **({} if self.defense is None else {"defense": "+".join([*used, self.name])}),
             "stage": "evaluate",
@@ -471,7 +500,7 @@ class _Evaluation:
             "receiver": listener.group,
             **describe(self.link.plan, listener.branch),
             "decoder": self.link.plan.task(listener.branch).kind if encoder_paints(self.link, listener) else "mlp",
-            "draws": self.evaluation.draws.score,
+            "draws": self.evaluation.draws.score if ballots is None else ballots.receptions(listener),
             **self.sent(listener, snr_db),
         }
 

@@ -14,6 +14,7 @@ from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.point import Tally
 from fedsem.evaluation.reception import Heard, Receptions
 from fedsem.evaluation.trained import Listener, TrainedLink
+from fedsem.evaluation.voting import Ballots, together
 from fedsem.hooks.evasion import Evasion, Perturbation
 from fedsem.hooks.poison import Backdoor
 from fedsem.tasks.classification import Classification
@@ -42,6 +43,7 @@ class Scorer:
         if link.detector is not None:
             assert link.plan.dataset.reserve is not None, "checked with the scenario"
             self.alarms = Alarms(link, link.detector, link.plan.dataset.reserve)
+        self.ballots = None if link.vote is None else Ballots(link, air)
         self.thresholds: dict[tuple[str, float], float | None] = {}
 
     def score(
@@ -51,7 +53,10 @@ class Scorer:
         delta: Perturbation,
         attack: Evasion | Backdoor | None = None,
     ) -> list[Scores]:
-        """Metrics of these listeners at each SNR; with a targeted attack, also how far it reached its goal."""
+        """Metrics of these listeners at each SNR; with a targeted attack, also how far it reached its goal. Behind a
+        vote, what the votes say."""
+        if self.ballots is not None:
+            return self._voted(self.ballots, listeners, snrs, delta)
         everything = self.receptions.everything
         scores: list[Scores] = [{key_of(listener): {} for listener in listeners} for _ in snrs]
         found: dict[tuple[int, Key], Detections] = {}
@@ -102,6 +107,17 @@ class Scorer:
                     assert isinstance(accuracy, Tally)
                     if accuracy.receptions > 1:
                         metrics["mostly_right"] = _mostly(accuracy)
+        return scores
+
+    def _voted(
+        self, ballots: Ballots, listeners: Sequence[Listener], snrs: Sequence[float], delta: Perturbation
+    ) -> list[Scores]:
+        scores: list[Scores] = []
+        for counted in ballots.score(listeners, snrs, delta):
+            groups: dict[Key, list[dict[str, Tally]]] = {}
+            for listener, tallies in counted.items():
+                groups.setdefault(key_of(listener), []).append(tallies)
+            scores.append({key: {**together(held)} for key, held in groups.items()})
         return scores
 
     def _examples(self, images: Tensor) -> Examples:

@@ -11,6 +11,7 @@ from fedsem.channels.channel import Realisation
 from fedsem.evaluation.oracle import greedy_order
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.transform import Transform
+from fedsem.hooks.vote import Vote
 from fedsem.link import Transmission, Transmitter
 from fedsem.models.mae_encoder import Choice, MaeEncoder
 from fedsem.models.selection import Strategy
@@ -66,6 +67,7 @@ class TrainedLink:
         mode: how much of the images is sent, chosen by what; for encoders that send patches.
         transform: what a defense does to images before the encoder.
         detector: what a defense makes of receptions.
+        vote: how many receptions decide together.
         known: whether the transform is differentiated by way of its stand-in, as an adversary does who knows it.
         orders: of every test image's patches, the best first, (N, L), by the strategy that ranks them; filled as they
             are asked for, and shared by all modes of a link (`in_mode`).
@@ -79,6 +81,7 @@ class TrainedLink:
     mode: Mode = Mode()
     transform: Transform | None = None
     detector: Detector | None = None
+    vote: Vote | None = None
     known: bool = False
     orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 

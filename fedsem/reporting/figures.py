@@ -10,6 +10,7 @@ import pandas as pd
 from fedsem.errors import FedsemError, closest
 from fedsem.reporting import (
     attacked_training,
+    certified,
     constellation,
     leaks,
     over_mask_ratio,
@@ -81,6 +82,11 @@ def reconstruction_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing
 def reconstruction_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """MSE and PSNR of reconstruction over PSR, and the PSNR lost beyond equal noise."""
     return over_psr.draw(table, *METRICS["reconstruction_vs_psr"])
+
+
+def certified_vs_psr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """What is certified over PSR, and what attacks leave."""
+    return certified.draw(table)
 
 
 def sensing_vs_snr(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
@@ -176,6 +182,13 @@ FIGURES: dict[str, FigureKind] = {
         "where they meet, only the power of the perturbation matters.",
         lambda table, samples: over_psr.lacks(table, *METRICS["accuracy_vs_psr"]),
         accuracy_vs_psr,
+    ),
+    "certified_vs_psr": FigureKind(
+        "Certified and under attack",
+        "No attack of that power, known or not, takes accuracy below the dashed curve; the distance to the solid one "
+        "of the same colour is what a better attack or a better bound could close.",
+        lambda table, samples: certified.lacks(table),
+        certified_vs_psr,
     ),
     "reconstruction_vs_snr": FigureKind(
         "Reconstruction over SNR",

@@ -77,6 +77,7 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         return Quantity("MSE to the target picture", "MSE to target", 1, 4, "", False)
     known = {
         "accuracy": "Accuracy",
+        "abstained": "Abstained",
         "misses": "Missed targets",
         "ghosts": "Ghost targets",
         "range_accuracy": "Range accuracy",
@@ -91,6 +92,9 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         "pck": "Keypoints found (PCK)",
         "keypoint_precision": "Keypoint precision",
     }
+    if (certified := metric.removeprefix("certified_")) != metric:
+        base = quantity(certified, kind)
+        return base._replace(label=f"Certified {base.label}", short=f"Certified {base.short}")
     if metric in known:
         return Quantity(f"{known[metric]} (%)", known[metric], 100, 1, "%", True)
     if alarms := re.fullmatch(r"detection_at_pfa_(\d*\.?\d+)", metric):

@@ -68,6 +68,9 @@ class Classification(Task):
         # The true class has a difference of 0 to itself; another one that may reach it may be chosen.
         return (above.scatter(-1, truth.unsqueeze(-1), -torch.inf).amax(-1) >= 0).to(heard.dtype)
 
+    def decisions(self, output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        return output.argmax(-1), truth
+
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
         right = (output.argmax(-1) == truth).float()
         return {"accuracy": Share(right, torch.ones_like(right))}

@@ -90,6 +90,10 @@ class Sensing(Task):
         rank = min(int((1 - FALSE_ALARM_RATE) * absent.numel()), absent.numel() - 1)
         return float(absent.flatten().sort().values[rank])
 
+    def decisions(self, output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a target is present, 0 or 1."""
+        return (_score(output) > 0).long(), truth.clamp_max(1)
+
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
         """`accuracy` of presence; `misses` and `ghosts` (shares of present and absent targets told wrongly);
         `detection_at_pfa_0.1` with the clean threshold; with `range` also `range_accuracy` given a target."""

@@ -158,6 +158,15 @@ class Task(Options):
         """A decision threshold from clean outputs, for metrics that need one."""
         return None
 
+    def decisions(self, output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """What each output decides, (..., B), and what would be right, broadcastable to it: numbers below the number of
+        outputs, by which `accuracy` is told.
+
+        Raises:
+            TypeError: the task decides nothing.
+        """
+        raise TypeError(f"'{self.kind}' has no decisions")
+
     @abstractmethod
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
         """All metrics of the task, each as shares of shape (..., B)."""

@@ -1,0 +1,188 @@
+"""Hook `vote`: many receptions of one image decide together at test time, and say against which perturbations their
+decision is certain."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Generator, Tensor
+
+from fedsem.errors import ScenarioError
+from fedsem.hooks.defense import Defense
+from fedsem.hooks.evasion import Evasion, Site
+from fedsem.hooks.transform import Transform
+from fedsem.tasks.task import Share, Task
+
+if TYPE_CHECKING:
+    from fedsem.plan import Plan
+
+
+class Vote(Defense):
+    """Gaussian noise in front of a decision bounds what a perturbation of L2 norm r can do to it: an event of
+    probability p without it has Phi(Phi^-1(p) - r / s) at least with it, whatever comes after the noise N(0, s^2 I)
+    (Cohen, Rosenfeld and Kolter, Certified Adversarial Robustness via Randomized Smoothing, 2019; the Neyman-Pearson
+    lemma). The bound holds for every attack within the budget, also for one that nobody has thought of.
+
+    The table has what the votes decide, without and under attack, and in rows of stage `certificate` what is certified
+    at each `psr_db` of the grids that name the defense: attack `none`, norm `l2` (which holds L-inf perturbations of
+    the same PSR), and the site of the perturbation.
+
+    Attributes:
+        n: receptions of each image that vote, or are counted.
+        alpha: probability that the certificate of an image does not hold.
+    """
+
+    in_training: ClassVar[bool] = False
+    site: ClassVar[Site]
+    """Where the perturbations are added that it is certified against."""
+
+    n: Annotated[int, Field(ge=10, le=1_000_000)] = 1000
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
+
+    @property
+    def receptions(self) -> int:
+        """Receptions of each image, all told."""
+        return self.n
+
+    @property
+    def averaged(self) -> int:
+        """How many receptions are averaged before each decision: their noise has so many times less power."""
+        return 1
+
+    @abstractmethod
+    def serves(self, task: Task) -> bool:
+        """Whether it can decide this task."""
+
+    @abstractmethod
+    def measure(self, output: Tensor, truth: Tensor, task: Task) -> dict[str, Share]:
+        """What the receptions make of each image.
+
+        Args:
+            output: what the decoder says of each reception, (receptions, B, outputs).
+            truth: what it should say, (B, ...).
+            task: the task.
+
+        Returns:
+            Metrics as shares (B,).
+        """
+
+    @abstractmethod
+    def certify(self, output: Tensor, truth: Tensor, task: Task, distance: Tensor) -> dict[str, Share]:
+        """What holds of each image under every perturbation of given size, as shares (P, B).
+
+        Args:
+            output, truth, task: as for `measure`, of receptions that nobody has disturbed.
+            distance: r / s, the largest L2 norm of a perturbation where the noise is added over the standard deviation
+                of the noise there, float64 (P, B).
+        """
+
+    def adaptive(self) -> Mapping[str, Any] | None:
+        return {"kind": "standard", "knowledge": {"defense": "adaptive"}}
+
+    def check(self, path: str, plan: Plan) -> None:
+        """Cross-check with the rest of the scenario.
+
+        Raises:
+            ScenarioError: a grid names no PSR to certify, or tasks that have no such decision; or the transmitter sends
+                patches.
+        """
+        scenario = plan.scenario
+        if scenario.link.encoder.paints:
+            raise ScenarioError(
+                f"In the scenario, '{path}': '{self.kind}' decodes {self.receptions} receptions of each image, and a "
+                f"receiver of '{scenario.link.encoder.kind}' would paint every one of them (or, with a digital "
+                "transport, hear no noise at all); use another encoder."
+            )
+        for i, grid in enumerate(scenario.evaluation.grids):
+            if not any(scenario.defenses.get(name) is self for name in grid.defenses):
+                continue
+            where = f"In the scenario, 'evaluation.grids.{i}"
+            if grid.psr_db is None:
+                raise ScenarioError(
+                    f"{where}': '{self.kind}' certifies for perturbations of some power; list PSRs in 'psr_db'."
+                )
+            for name in grid.tasks or scenario.tasks:
+                if not self.serves(scenario.tasks[name]):
+                    raise ScenarioError(
+                        f"{where}.tasks': '{self.kind}' does not certify the task '{name}' "
+                        f"({scenario.tasks[name].kind}); name those that it does, {self.served()}, in the grid's tasks."
+                    )
+
+    @classmethod
+    @abstractmethod
+    def served(cls) -> str:
+        """The kinds of tasks that it can decide, in words."""
+
+
+class NoisyCopies(Vote, Transform):
+    """The transmitter sends copies u + N(0, sigma^2 I) of the image, each over an air of its own; pixels may leave
+    [0, 1]. Sigma is the same for all images: one that followed their energy could be moved by an adversary. A
+    perturbation of the image of PSR ||delta||^2 / ||u||^2 has r / s = sqrt(PSR) ||u|| / sigma.
+
+    A link learns to live with the noise by `noise_augmentation`; without, it decides little.
+
+    Attributes:
+        sigma: standard deviation of the noise, on the pixels' scale of 0 to 1.
+    """
+
+    site: ClassVar[Site] = "input"
+
+    sigma: PositiveFloat = 0.25
+
+    def transform(self, signal: Tensor, drawn: Tensor) -> Tensor:
+        return signal + self.sigma * drawn
+
+    def draw(self, shape: tuple[int, ...], image: tuple[int, int, int], generator: Generator) -> Tensor:
+        return torch.randn((*shape, *image), generator=generator, device=generator.device)
+
+    def check(self, path: str, plan: Plan) -> None:
+        super().check(path, plan)
+        scenario = plan.scenario
+        for i, grid in enumerate(scenario.evaluation.grids):
+            if not any(scenario.defenses.get(name) is self for name in grid.defenses):
+                continue
+            for name in grid.attacks:
+                attack = scenario.attacks.get(name)
+                if isinstance(attack, Evasion) and attack.knowledge.channel == "csi":
+                    raise ScenarioError(
+                        f"In the scenario, 'evaluation.grids.{i}.attacks': '{name}' knows the channel of a reception, "
+                        f"and '{self.kind}' sends each copy over another; use channel: statistics, or a grid without "
+                        "this defense."
+                    )
+
+
+class ManyReceptions(Vote):
+    """The transmitter sends the same signal many times, through the same gains, and the noise of the channel itself is
+    what certifies: y = h x + g w + n with n ~ N(0, s^2 I) independent of w, ||w||^2 <= PSR ||x||^2. Whatever the
+    receiver does with y and what it knows of the channel comes after the noise, the equaliser too. So
+    r / s = max |g| sqrt(PSR ||x||^2 SNR), the same for real and for complex symbols, whose real and imaginary parts
+    have half the power of signal and noise; the largest |g| of fast fading, and |g| = 1 over AWGN.
+
+    It holds for perturbations over the air, not for those of the image, and for the probability of a right decision,
+    not for a mean squared error or an average precision. Over a sensing channel the target and its reflection stay as
+    they are while receptions are counted, and w comes from the adversary's antenna to the radar's receiver.
+
+    Attributes:
+        gains: gains h and g (of a sensing channel also targets) of each image: the first of the draws that score; one
+            where nothing is random but noise.
+    """
+
+    site: ClassVar[Site] = "air"
+
+    gains: PositiveInt = 8
+
+    def check(self, path: str, plan: Plan) -> None:
+        super().check(path, plan)
+        draws = plan.scenario.evaluation.draws.score
+        fades = any(
+            plan.channel(branch).fading_name != "none" or plan.task(branch).is_sensing for branch in plan.branches
+        )
+        if fades and self.gains > draws:
+            raise ScenarioError(
+                f"In the scenario, '{path}.gains': evaluation.draws.score has {draws} draws of the gains, not "
+                f"{self.gains}; lower it, or raise that."
+            )
