@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import fresh_link
+from conftest import SHARED_LINK, assemble, fresh_link
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 from fedsem.channels.channel import Channel
 from fedsem.channels.reach import reach
 from fedsem.channels.symbols import Symbols
+from fedsem.checks import resolve
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.certified_decoder import can_certify, certified_accuracy
+from fedsem.federation.centralised import train_centrally
+from fedsem.federation.job import Job
 from fedsem.models.interval_bounds import dense_layers, difference_bounds, output_bounds
 from fedsem.models.mlp import mlp
+from fedsem.plan import scenario_text
 from fedsem.registry import find
+from fedsem.scenario import check_scenario
 from fedsem.tasks.task import Task
 from fedsem.units import from_db
 
@@ -233,3 +239,27 @@ def test_no_attack_on_air_breaks_what_is_certified(air: dict[str, Any], job: str
 def test_a_picture_has_no_decision_to_certify() -> None:
     link = fresh_link({"kind": "awgn"}, "reconstruction")
     assert not can_certify(link, link.listeners[0])
+
+
+def test_training_with_interval_bounds_certifies_what_plain_training_does_not(tmp_path: Path) -> None:
+    """A dense encoder on digits, at a PSR of -10 dB over AWGN of 10 dB: 0.93 against 0.00 when this was written."""
+    certified = {}
+    for name, defenses in (("plain", {}), ("ibp", {"d": {"kind": "ibp", "psr_db": -10, "end": 0.5}})):
+        tree = {
+            **SHARED_LINK,
+            "link": {"encoder": {"kind": "dense", "channel_uses": 20, "hidden": [64]}},
+            "tasks": {"label": {"kind": "classification"}},
+            "channels": {"down": {"kind": "awgn"}},
+            "receivers": {"all": {"count": 1, "tasks": ["label"], "channel": "down"}},
+            "federation": {"kind": "none", "rounds": 15},
+            "defenses": defenses,
+            "use": {"defenses": list(defenses)},
+        }
+        plan = resolve(check_scenario(tree))
+        job = Job(scenario_text(plan.scenario), 0, tmp_path / name)
+        job.folder.mkdir()
+        train_centrally(job, lambda job, state: None)
+        link = assemble(plan, 0, job.state())
+        (tally,) = certified_accuracy(link, Air(link), link.listeners[0], [10.0], [-10.0]).values()
+        certified[name] = tally.numerator.sum() / tally.denominator.sum()
+    assert certified["ibp"] > certified["plain"] + 0.3
