@@ -37,7 +37,7 @@ def measure() -> list[dict[str, Any]]:
     link = untrained_link(SCENARIO)
     rows = []
     for name, what in (("smoothing", "Smoothing, 128 noisy copies"), ("vote", "Vote, 1,100 receptions")):
-        behind = defended(link, name)
+        behind = defended(link, link.plan.scenario.defenses[name])
         alone: list[float] = []
         together: list[float] = []
         for _ in range(3):
