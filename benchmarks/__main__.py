@@ -1,7 +1,7 @@
 """Run the benchmarks and write `benchmarks/out/benchmarks.csv`.
 
 `python -m benchmarks [rounds] [fixed_cost] [throughput] [patches] [grid] [evasion] [byzantine]
-[aggregators]` runs some of them.
+[aggregators] [votes]` runs some of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 
 from fedsem.store import hardware
 
-ALL = ("throughput", "rounds", "fixed_cost", "patches", "grid", "evasion", "byzantine", "aggregators")
+ALL = ("throughput", "rounds", "fixed_cost", "patches", "grid", "evasion", "byzantine", "aggregators", "votes")
 
 
 def main() -> None:

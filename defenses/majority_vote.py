@@ -26,7 +26,7 @@ class MajorityVote(Vote):
         n0: receptions that guess the class whose share the n others bound.
     """
 
-    n0: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    n0: Annotated[int, Field(ge=1, le=100_000)] = 100
 
     @property
     def receptions(self) -> int:

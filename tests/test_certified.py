@@ -76,6 +76,11 @@ def voting_link(channel: Mapping[str, Any], defense: dict[str, Any], psrs: list[
     )
 
 
+def behind(link: TrainedLink, known: bool = False) -> TrainedLink:
+    """The link behind its vote."""
+    return defended(link, link.plan.scenario.defenses["mine"], known)
+
+
 class AlwaysRight(nn.Module):
     """Names class 0 whatever it hears."""
 

@@ -79,7 +79,6 @@ class Air:
 
     def averaged(self, realisation: Realisation) -> Realisation:
         """The draws with the noise that is left where the receiver averages several receptions."""
-        receptions = 1 if self.link.vote is None else self.link.vote.averaged
-        if receptions == 1:
+        if self.link.averaged == 1:
             return realisation
-        return replace(realisation, noise=realisation.noise / math.sqrt(receptions))
+        return replace(realisation, noise=realisation.noise / math.sqrt(self.link.averaged))

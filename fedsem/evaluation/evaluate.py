@@ -385,7 +385,9 @@ class _Evaluation:
         """What an attack sees of the link and of its defense, and its surrogate, behind the same defense if it knows
         of it."""
         level, snrs = attack.knowledge.defense, (at.snr_db, at.sensing_snr_db)
-        met = self.defense if isinstance(self.defense, Transform) and level != "none" else None
+        # A vote on receptions as they are decides otherwise, but what it hears is what every receiver hears.
+        heard = isinstance(self.defense, Transform) or self.link.averaged > 1
+        met = self.defense if heard and level != "none" else None
         detector = self.defense if isinstance(self.defense, Detector) and level == "adaptive" else None
         surrogate = None
         if name in self.surrogates:
@@ -397,7 +399,8 @@ class _Evaluation:
             alarms = self.surrogate_alarms.get(name)
             surrogate = LinkProblem(stolen, Air(stolen), attack, *snrs, alarms=alarms)
         seen = defended(self.plain, met, known=level == "adaptive")
-        air = self.air if seen.transform is self.link.transform else Air(seen)
+        alike = seen.transform is self.link.transform and seen.averaged == self.link.averaged
+        air = self.air if alike else Air(seen)
         alarms = None if detector is None else self.scorer.alarms
         return LinkProblem(seen, air, attack, *snrs, surrogate, alarms)
 

@@ -220,5 +220,10 @@ class TrainedLink:
         examples = replace(test, images=test.images.float() / 255)
         return cls(plan, seed, transmitter, tuple(listeners), examples)
 
+    @property
+    def averaged(self) -> int:
+        """How many receptions are averaged before each decision."""
+        return 1 if self.vote is None else self.vote.averaged
+
     def is_sensing(self, listener: Listener) -> bool:
         return self.plan.channel(listener.branch).is_sensing

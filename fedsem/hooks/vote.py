@@ -27,9 +27,22 @@ class Vote(Defense):
     (Cohen, Rosenfeld and Kolter, Certified Adversarial Robustness via Randomized Smoothing, 2019; the Neyman-Pearson
     lemma). The bound holds for every attack within the budget, also for one that nobody has thought of.
 
-    The table has what the votes decide, without and under attack, and in rows of stage `certificate` what is certified
-    at each `psr_db` of the grids that name the defense: attack `none`, norm `l2` (which holds L-inf perturbations of
-    the same PSR), and the site of the perturbation.
+    At the input the transmitter adds the noise: it sends copies u + N(0, sigma^2 I) of the image, each over an air of
+    its own (pixels may leave [0, 1]). A perturbation of the image of PSR ||delta||^2 / ||u||^2 has
+    r / s = sqrt(PSR) ||u|| / sigma. Sigma is the same for all images, as an adversary could move one that followed
+    their energy. A link learns to live with it by `noise_augmentation`; without, it decides little.
+
+    Over the air the noise of the channel itself does it: the same signal is received many times through the same gains,
+    y = h x + g w + n, with n ~ N(0, s^2 I) independent of w and ||w||^2 <= PSR ||x||^2. Whatever the receiver does with
+    y and knows of the channel comes after the noise, the equaliser too, so r / s = max |g| sqrt(PSR ||x||^2 SNR): with
+    the largest |g| of fast fading, with |g| = 1 over AWGN, and the same for complex symbols, where real and imaginary
+    part have half the power of signal and noise each. It holds for perturbations over the air, not for those of the
+    image, and for the probability of a right decision, not for a mean squared error or an average precision. Over a
+    sensing channel the target and its reflection stay as they are, and w arrives at the radar's receiver.
+
+    The table has what is decided, without and under attack, and in rows of stage `certificate` what is certified at
+    each `psr_db` of the grids that name the defense: attack `none`, norm `l2` (which holds L-inf perturbations of the
+    same PSR), and the site of the perturbation.
 
     Attributes:
         n: receptions of each image that vote, or are counted.
@@ -40,7 +53,7 @@ class Vote(Defense):
     site: ClassVar[Site]
     """Where the perturbations are added that it is certified against."""
 
-    n: Annotated[int, Field(ge=10, le=1_000_000)] = 1000
+    n: Annotated[int, Field(ge=10, le=100_000)] = 1000
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
 
     @property
@@ -119,11 +132,7 @@ class Vote(Defense):
 
 
 class NoisyCopies(Vote, Transform):
-    """The transmitter sends copies u + N(0, sigma^2 I) of the image, each over an air of its own; pixels may leave
-    [0, 1]. Sigma is the same for all images: one that followed their energy could be moved by an adversary. A
-    perturbation of the image of PSR ||delta||^2 / ||u||^2 has r / s = sqrt(PSR) ||u|| / sigma.
-
-    A link learns to live with the noise by `noise_augmentation`; without, it decides little.
+    """Copies of the image with Gaussian noise that the transmitter adds.
 
     Attributes:
         sigma: standard deviation of the noise, on the pixels' scale of 0 to 1.
@@ -156,15 +165,7 @@ class NoisyCopies(Vote, Transform):
 
 
 class ManyReceptions(Vote):
-    """The transmitter sends the same signal many times, through the same gains, and the noise of the channel itself is
-    what certifies: y = h x + g w + n with n ~ N(0, s^2 I) independent of w, ||w||^2 <= PSR ||x||^2. Whatever the
-    receiver does with y and what it knows of the channel comes after the noise, the equaliser too. So
-    r / s = max |g| sqrt(PSR ||x||^2 SNR), the same for real and for complex symbols, whose real and imaginary parts
-    have half the power of signal and noise; the largest |g| of fast fading, and |g| = 1 over AWGN.
-
-    It holds for perturbations over the air, not for those of the image, and for the probability of a right decision,
-    not for a mean squared error or an average precision. Over a sensing channel the target and its reflection stay as
-    they are while receptions are counted, and w comes from the adversary's antenna to the radar's receiver.
+    """Receptions of the same signal through the same gains.
 
     Attributes:
         gains: gains h and g (of a sensing channel also targets) of each image: the first of the draws that score; one

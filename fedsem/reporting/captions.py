@@ -25,7 +25,8 @@ def evidence(table: pd.DataFrame, shown: pd.DataFrame) -> str:
         parts.append("1 seed" if len(found) == 1 else f"{len(found)} seeds")
     draws = sorted({int(value) for value in shown["draws"].dropna()})
     if draws:
-        parts.append(f"{' or '.join(map(str, draws))} channel draw{'s' if draws != [1] else ''} for each image")
+        many = " or ".join(map(str, draws)) if len(draws) < 4 else f"{draws[0]} to {words.count(draws[-1])}"
+        parts.append(f"{many} channel draw{'s' if draws != [1] else ''} for each image")
     bands = "Bands: 95\u00a0% intervals. " if (shown["ci_low"] < shown["ci_high"]).any() else ""
     return f"{bands}{', '.join(parts)}." if parts else bands.strip()
 

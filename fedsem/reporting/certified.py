@@ -42,6 +42,7 @@ def draw(table: pd.DataFrame) -> Drawing:
     named = [name for name in attacks(table) if not table.loc[table["attack"] == name, "sites"].isna().all()]
     whole = pooled(table, "certificate")
     sites = list(whole["sites"].unique())
+    colours = {name: CATEGORIES[i % len(CATEGORIES)] for i, name in enumerate(whole["defense"].unique())}
     for kind, metric in CERTIFIED.items():
         tasks = [task for task, found in task_kinds(table).items() if found == kind]
         bounds = whole[whole["task"].isin(tasks) & whole["metric"].eq(f"certified_{metric}")]
@@ -64,7 +65,7 @@ def draw(table: pd.DataFrame) -> Drawing:
                     title += [words.SITES[site[0]]] if len(sites) > 1 else []
                     heading = " · ".join(part for part in title if part)
                     above = ("PNR (dB)", own) if site[0] == "air" else None
-                    panels.append(_panel(heading, here, attackers, kind, metric, above))
+                    panels.append(_panel(heading, here, attackers, colours, kind, metric, above))
     rows = pd.concat(shown)
     caption = ["Solid: what the attacks leave. Dashed: what is certified, for every perturbation of that power."]
     caption += [attackers.common] if attackers.common else []
@@ -82,6 +83,7 @@ def _panel(
     title: str,
     rows: pd.DataFrame,
     attackers: Attackers,
+    colours: dict[str, str],
     kind: Kind,
     metric: str,
     above: tuple[str, float] | None,
@@ -94,7 +96,7 @@ def _panel(
     curves = []
     for i, defense in enumerate([*certifying, *others]):
         mine = rows[rows["defense"] == defense]
-        colour = CATEGORIES[i % len(CATEGORIES)] if defense in certifying else GREY
+        colour = colours.get(defense, GREY)
         label = "No defense" if defense == "none" else words.plain(str(defense))
         if defense in certifying:
             stroke = Stroke(colour, DASHED, "", 1.4)
