@@ -29,8 +29,9 @@ def with_adaptive(scenario: Scenario) -> Scenario:
 
     In a grid it stands for the evasion attacks that know the defenses in use and, each by itself, those of the grid,
     called `adaptive_<attack>` after the one of the grid whose sites, norm and objective they have; nothing where that
-    one is what they say, where none is in use, or where one of them says nothing. In `use.attacks` it stands for what the aggregator and the defenses in use
-    say, called `adaptive_<kind>`, with the fraction and the rounds of the scenario's other attacks of that hook.
+    one is what they say, where none is in use, or where one of them says nothing. In `use.attacks` it stands for what
+    the aggregator and the defenses in use say, called `adaptive_<kind>`, with the fraction and the rounds of the
+    scenario's other attacks of that hook.
 
     Raises:
         NothingKnown: nothing is known that could stand in `use.attacks`.

@@ -66,8 +66,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(registry._registry["defense"], name, cls)
 
 
-def scenario(defenses: list[str], **changes: Any) -> Scenario:
-    return with_adaptive(check_scenario({**BASE, "use": {"defenses": defenses}, **changes}))
+def scenario(used: list[str], **changes: Any) -> Scenario:
+    return with_adaptive(check_scenario({**BASE, "use": {"defenses": used}, **changes}))
 
 
 def listed(defenses: list[str], **changes: Any) -> list[str]:
@@ -116,6 +116,29 @@ def test_every_defense_that_says_something_else_has_an_attack_of_its_own() -> No
     assert listed(["hard", "blur"]) == ["none", "fgsm", "worst", "adaptive_worst"]
     grid = {"attacks": ["fgsm", "adaptive"], "snr_db": [10], "psr_db": [-20]}
     assert listed(["hard", "blur"], evaluation={"grids": [grid]}) == ["fgsm", "adaptive_fgsm", "adaptive_fgsm_2"]
+
+
+def test_each_defense_of_a_trained_link_meets_the_attacks_that_know_it() -> None:
+    """And those in training with it; the link without it is not attacked by what knows nothing of it."""
+    defenses = {
+        "hard": BASE["defenses"]["hard"],
+        "bits": {"kind": "feature_squeezing"},
+        "smooth": {"kind": "feature_squeezing", "bits": 3},
+        "blur": {"kind": "mystery"},
+    }
+    grid = {
+        "attacks": ["none", "worst", "adaptive"],
+        "defenses": ["none", "bits", "smooth"],
+        "psr_db": [-20],
+        "snr_db": [10],
+    }
+    for trained, at_training in (([], []), (["hard"], []), (["blur"], ["adaptive_worst"])):
+        found = scenario(trained, defenses=defenses, evaluation={"grids": [grid]})
+        grids = {tuple(one.defenses): one.attacks[2:] for one in found.evaluation.grids}
+        name = "adaptive_worst" if not at_training else "adaptive_worst_2"
+        assert grids == {("none",): at_training, ("bits", "smooth"): [*at_training, name]}
+        assert found.attacks[name].knowledge.defense == "adaptive"
+        assert found.attacks[name].steps == found.attacks["worst"].steps
 
 
 FORGED = {

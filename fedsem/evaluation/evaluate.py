@@ -459,15 +459,15 @@ class _Evaluation:
                     f"{what}: {known}" for what, known in knowledge if what != "defense" or self.defense is not None
                 ),
             }
-            if knowledge.weights != "none" and knowledge.signal == "statistics":
-                held = "reserve" if self.link.plan.dataset.reserve else "training images"
-                columns["knowledge"] += f", images: {held}"
             content = self.link.plan.scenario
             trained = [content.defenses[defense] for defense in content.use.defenses]
             if self.defense == "none" and knows(attack, trained):
                 columns["knowledge"] += ", defense: adaptive"
             elif self.defense != "none" and knowing(trained, attack) is None:
                 columns["knowledge"] += " but for training"
+            if knowledge.weights != "none" and knowledge.signal == "statistics":
+                held = "reserve" if self.link.plan.dataset.reserve else "training images"
+                columns["knowledge"] += f", images: {held}"
             # Who knows neither the link nor the signal, as a jammer, aims at nothing.
             if (knowledge.weights, knowledge.signal) != ("none", "statistics"):
                 aim = "joint" if attack.objective == "joint" else attack.goals(self.link.plan)
