@@ -133,6 +133,17 @@ def test_the_table_says_which_figure_judges() -> None:
     assert marked["verdict"].notna().sum() == 2 * len(told)
 
 
+def test_what_a_detector_flags_has_not_failed() -> None:
+    behind = {"defense": "alarm"}
+    rows = row("", 0.98) + row("", 0.98, **behind) + evasion("", 0.05, "pgd") + evasion("", 0.05, "pgd", True, **behind)
+    rows += evasion("", 0.20, "pgd", True, **behind, metric="undetected_error")
+    one = panel(table.frame(rows))
+    # The interval of the share that is wrong and passes, [17, 22] %, from the other end.
+    found = one.entries[1][1]
+    assert (found.value, found.low, found.high) == pytest.approx((80, 78, 83))
+    assert (one.links, one.entries[0][1].value) == (["no defense", "alarm"], pytest.approx(5))
+
+
 def test_several_defenses_of_one_cell_are_lines_of_their_own() -> None:
     one = panel(at_test_time())
     assert one.links == ["no defense", "filter", "hard", "hard + filter"]

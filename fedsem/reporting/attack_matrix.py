@@ -284,6 +284,11 @@ def _caption(panels: Sequence[Panel], left_out: int, table: pd.DataFrame, shown:
             "Adaptive: the attack that knows the defense; where another one already does, or nothing defends, the "
             "worst of those is repeated."
         )
+    if (table["metric"] == "undetected_error").any():
+        parts.append(
+            "Behind a detector what is flagged has not failed: 1 − the share that is decided wrongly and passes; its "
+            "false alarms stand in the table."
+        )
     if any(np.isnan(one.value) for panel in panels for line in panel.entries for one in line):
         parts.append("–: not measured.")
     if left_out:

@@ -109,6 +109,7 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     `base`, the same without PSR; `threat`; and `knows`, whether the attack knows the link's defenses.
     """
     kinds = task_kinds(rows.assign(stage="evaluate"))
+    rows = _noticed(rows)
     kind = rows["task"].map(kinds)
     mine = rows[rows["metric"].eq(kind.map(ATTACKED)).fillna(False)].copy()
     # Triggers of backdoors and attacks on privacy have no budget; noise is what attacks are compared with.
@@ -136,6 +137,24 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     known = mine["knowledge"].fillna("").str.contains(r"defense: adaptive(?:,|$)", regex=True)
     mine["knows"] = known | (training == ADAPTIVE)
     return mine
+
+
+def _noticed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows; behind a detector an attack has failed where it was flagged: the accuracy under attack is then
+    1 - `undetected_error`."""
+    of = ["seed", "cell", "defense", "attack", "attack_params", "norm", "sites", "psr_db", *PLACE]
+    acting = rows[rows["attack"].fillna("none") != "none"]
+    told = acting[acting["metric"] == "undetected_error"]
+    if told.empty:
+        return rows
+    rows = rows.copy()
+    found = {tuple(one[key] if pd.notna(one[key]) else None for key in of): one for one in told.to_dict("records")}
+    for index, one in acting[acting["metric"] == "accuracy"].iterrows():
+        error = found.get(tuple(one[key] if pd.notna(one[key]) else None for key in of))
+        if error is not None:
+            wrong = [1 - float(error[name]) for name in ("value", "ci_high", "ci_low")]
+            rows.loc[index, ["value", "ci_low", "ci_high"]] = wrong
+    return rows
 
 
 def _settings(cell: str) -> dict[str, str]:
