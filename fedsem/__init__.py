@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Results", "compare", "load_scenario", "run"]
+__all__ = ["Results", "ablate", "compare", "load_scenario", "run"]
 
 if TYPE_CHECKING:
+    from fedsem.ablation import ablate
     from fedsem.comparison import compare
     from fedsem.reporting.results import Results
     from fedsem.runner import run
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from fedsem.runner import run
 
         return run
+    if name == "ablate":
+        from fedsem.ablation import ablate
+
+        return ablate
     if name == "compare":
         from fedsem.comparison import compare
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedsem.adaptive import with_adaptive
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.detector import Detector
@@ -23,12 +24,13 @@ from fedsem.scenario import Federation, Scenario
 
 
 def resolve(scenario: Scenario) -> Plan:
-    """Check a scenario against its data and plug-ins.
+    """Check a scenario against its data and plug-ins, and put attacks in the place of `adaptive`.
 
     Raises:
         ScenarioError: an impossible combination, as one sentence with its YAML path.
         DataError: the data set is missing or cannot be read.
     """
+    scenario = with_adaptive(scenario)
     _check_channels(scenario)
     _check_use(scenario)
     _check_federation(scenario)
@@ -67,6 +69,7 @@ def _check_networks(plan: Plan) -> None:
                 f"{len(plan.receivers)}); lower it, or raise the fraction."
             )
     _check_aggregator(plan)
+    _check_rounds(plan)
     for name, attack in scenario.attacks.items():
         attack.check(f"attacks.{name}", plan)
     for name, defense in scenario.defenses.items():
@@ -242,6 +245,21 @@ def _check_aggregator(plan: Plan) -> None:
                 f"In the scenario, 'federation.{key}': {rule.needs()}, and {name} has "
                 f"{members} in a round; lower f, or add receivers."
             )
+
+
+def _check_rounds(plan: Plan) -> None:
+    """There are as many rounds as are measured, and what is measured has a mean over them."""
+    measured, rounds = plan.scenario.evaluation.rounds, plan.scenario.federation.rounds
+    if measured > rounds:
+        raise ScenarioError(
+            f"In the scenario, 'evaluation.rounds': there are only {rounds} rounds to measure the link after, not "
+            f"{measured}; lower it, or raise federation.rounds."
+        )
+    if measured > 1 and (boxes := [branch.task for branch in plan.branches if plan.task(branch).kind == "detection"]):
+        raise ScenarioError(
+            f"In the scenario, 'evaluation.rounds': the average precision of '{boxes[0]}' is a ranking of one round's "
+            "detections and is not averaged over rounds; use rounds: 1."
+        )
 
 
 def _check_use(scenario: Scenario) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -56,9 +56,6 @@ out = Console()
 err = Console(stderr=True)
 
 Setting = Annotated[list[str] | None, typer.Option("--set", help="override a key of the scenario: a.b=value")]
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
 LINE_EVERY_S = 60
 """Seconds between two lines of progress where there is no terminal: a log should say that the run is alive."""
@@ -137,6 +134,85 @@ def run(
 
 
 @app.command()
+def ablate(
+    scenario: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(help="an axis: a.b=[value, value], defenses=[none, x, x+y]; can be repeated")
+    ] = None,
+    settings: Setting = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="results go to OUT/ablate-<scenario>/<id>; default: results")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="runs at once; default: as many as the CPU cores can serve")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be run, and what is shared")] = False,
+    device: Annotated[
+        str | None, typer.Option(click_type=_Choice(["auto", "cpu", "cuda"]), help="replaces compute.device")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="replaces seeds by this one")] = None,
+    resume: Annotated[Path | None, typer.Option(help="finish the ablation in this folder")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="take what is identical from the run in this folder; can be repeated")
+    ] = None,
+) -> None:
+    """Run a scenario with every combination of some settings; write one table and one report.
+
+    SCENARIO is a YAML file, or the name of a shipped scenario; its block ABLATE names axes too. Every combination is a
+    run in a process of its own; trainings that are the same are made once.
+    """
+    with _sentences("; finish it with: fedsem ablate --resume FOLDER"):
+        if resume is not None and folder is not None:
+            raise FedsemError("A resumed ablation stays in its folder: leave out --out.")
+        from fedsem.ablation import ablate as run_ablation
+        from fedsem.ablation import at_once, planned
+
+        if dry_run:
+            if scenario is None:
+                raise FedsemError("--dry-run tells what a scenario would run: name one.")
+            checked, members = planned(scenario, settings or [], vary=vary or [], device=device, seed=seed)
+            first: dict[str, str] = {}
+            for one in members:
+                own = [name for name in one.jobs if first.setdefault(name, one.name) == one.name]
+                shared = sorted({first[name] for name in one.jobs} - {one.name})
+                told = f"left out: {one.left_out}" if one.left_out else f"trains {len(own)} of {len(one.jobs)}"
+                told += f", takes the rest from {' and '.join(shared)}" if shared else ""
+                out.print(f"{one.name}: {told}", highlight=False, markup=False, soft_wrap=True)
+            runs = sum(not one.left_out for one in members)
+            out.print(
+                f"{runs} runs of {len(members)} combinations, {len(first)} trainings, "
+                f"{jobs or at_once(checked)} at once.",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return
+
+        def tell(cell: str, status: str, done: int, total: int) -> None:
+            if status != "running":
+                err.print(f"[{done}/{total}] {cell}: {status}", highlight=False, markup=False, soft_wrap=True)
+
+        results = run_ablation(
+            scenario,
+            settings or [],
+            vary=vary or [],
+            out=folder or "results",
+            device=device,
+            seed=seed,
+            resume=resume,
+            reuse=reuse or [],
+            jobs=jobs,
+            progress=tell,
+        )
+        out.print(f"Report: {results.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+        ended = [one["status"] for one in results.manifest["cells"]]
+        if lost := sum(status not in ("finished", "left out") for status in ended):
+            raise FedsemError(
+                f"{lost} of {len(ended)} runs did not finish; the report says why. Try them again with: fedsem ablate "
+                f"--resume {results.folder}"
+            )
+
+
+@app.command()
 def validate(
     scenario: Annotated[str, typer.Argument(hidden=True)],
     settings: Setting = None,
@@ -146,6 +222,7 @@ def validate(
     SCENARIO is a YAML file, or the name of a shipped scenario. Nothing is trained or written.
     """
     with _sentences():
+        from fedsem.adaptive import NothingKnown
         from fedsem.checks import resolve
         from fedsem.scenario import check_scenario
         from fedsem.scenario_file import load_scenario
@@ -153,8 +230,8 @@ def validate(
 
         checked = load_scenario(scenario, settings or [])
         trainings = []
-        for cell in cells(checked):
-            with cell.named():
+        for cell in [inner for one in cells(checked, "ablate") for inner in cells(check_scenario(one.tree))]:
+            with cell.named(), suppress(NothingKnown):  # an ablation leaves it out
                 trainings.append(resolve(check_scenario(cell.tree)))
         receivers = len(trainings[0].receivers)
         out.print(
@@ -239,11 +316,11 @@ def main() -> None:
     try:
         app()
     except SystemExit as exit_:
-        if exit_.code == INTERRUPTED:
+        if exit_.code == ctrl_c.EXIT_CODE:
             # All is on disk. Unwinding what torch and gRPC have loaded takes seconds, and who presses Ctrl-C means now.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(INTERRUPTED)
+            os._exit(ctrl_c.EXIT_CODE)
         raise
 
 
@@ -273,7 +350,7 @@ def _sentences(if_interrupted: str = "") -> Iterator[None]:
     except (KeyboardInterrupt, Exception) as error:
         if ctrl_c.interrupts(error):
             err.print(f"Interrupted{if_interrupted}", highlight=False)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(ctrl_c.EXIT_CODE) from None
         if os.environ.get("FEDSEM_DEBUG") == "1":
             raise
         if isinstance(error, FedsemError):

@@ -10,6 +10,8 @@ import signal
 import threading
 from types import FrameType
 
+EXIT_CODE = 130
+"""Of a process that Ctrl-C has ended: 128 + SIGINT, as shells have it."""
 _pressed = threading.Event()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsem import ctrl_c
-from fedsem.errors import FedsemError, OutputError
+from fedsem.errors import FedsemError, OutputError, ScenarioError
 from fedsem.federation.child import SimulationProcess, actors
 from fedsem.scenario_file import Source, read_tree
 from fedsem.sweep import check_cells
@@ -61,15 +61,15 @@ def run(
     others = [Path(folder) for folder in ([reuse] if isinstance(reuse, (str, Path)) else reuse)]
     if (scenario is None) == (resume is None):
         raise FedsemError("Give either a scenario or the folder of a run to resume.")
+    for other in others:
+        _check_folder(other)
     if resume is not None:
-        if settings or seed is not None or device is not None or others:
-            raise FedsemError("A resumed run keeps its scenario: leave out --set, --seed, --device and --reuse.")
+        if settings or seed is not None or device is not None:
+            raise FedsemError("A resumed run keeps its scenario: leave out --set, --seed and --device.")
         _check_folder(Path(resume))
         tree = read_tree(Path(resume) / "scenario.yaml")
     else:
         assert scenario is not None
-        for other in others:
-            _check_folder(other)
         tree = read_tree(scenario, [*settings, *([f"compute.device={device}"] if device else [])], seed)
     with ExitStack() as stack:
         child = None
@@ -84,6 +84,11 @@ def run(
         # An earlier run of this process may have kept pictures that have changed on disk since.
         plan_of_text.cache_clear()
         checked = check_cells(tree)
+        if checked.ablate:
+            raise ScenarioError(
+                "In the scenario, 'ablate': its combinations are runs of their own; use fedsem ablate, or leave them "
+                "out with --set ablate={}."
+            )
         plans = plans_of(checked)
         if resume is not None:
             store = Store.open(Path(resume).resolve())  # its name is the run's id, even of "."

@@ -33,6 +33,8 @@ from fedsem.scenario_errors import WrongKey, plain, sentence
 from fedsem.strict import Strict
 
 NAME = r"[A-Za-z][A-Za-z0-9_-]{0,99}"
+ADAPTIVE = "adaptive"
+"""Stands in lists of attacks for the one that knows the defenses in use (`fedsem.adaptive`)."""
 
 
 def _name(text: str) -> str:
@@ -236,8 +238,10 @@ class Grid(Strict):
     """A grid of evaluation points.
 
     Attributes:
-        attacks: names from `attacks`, `none`, and `noise` of the same power. Of a backdoor the trigger is measured,
-            which has a power of its own, in cells whose training used it or no poison at all.
+        attacks: names from `attacks`, `none`, and `noise` of the same power. `adaptive` is what the defenses in use
+            say knows them, at sites, norm and objective of the grid's attack of kind `standard`, or else its first. Of
+            a backdoor the trigger is measured, which has a power of its own, in cells whose training used it or no
+            poison at all.
         defenses: names from `defenses` that act on the trained link, each by itself, and `none`.
         tasks: what is scored, names from `tasks`; default: all of them.
         snr_db: signal-to-noise ratios, before fading; those of an eavesdropper too.
@@ -271,6 +275,9 @@ class Evaluation(Strict):
     """What is measured after training."""
 
     draws: Draws = Draws()
+    rounds: PositiveInt = Field(
+        1, description="measures the link after each of so many last rounds, and reports their mean; 1: the last alone"
+    )
     grids: list[Grid] = Field([], description="without grids, only training is reported")
     batch: Many = Field(128, description="images per forward pass; results do not depend on it beyond rounding")
     baselines: bool = Field(True, description="detector theory, PCA coding and the mean image beside the tasks")
@@ -281,7 +288,7 @@ class Use(Strict):
     """What is active in training.
 
     Attributes:
-        attacks: names from `attacks`.
+        attacks: names from `attacks`, or `adaptive`: what the aggregator and the defenses in use say knows them.
         defenses: names from `defenses`.
     """
 
@@ -292,6 +299,17 @@ class Use(Strict):
 def _twice(values: Sequence[Any]) -> Any:
     """The first value that is there already; None where all differ."""
     return next((value for i, value in enumerate(values) if value in values[:i]), None)
+
+
+Axes = dict[
+    str,
+    Annotated[
+        Annotated[list[Any], Field(min_length=1), Tag("values")]
+        | Annotated[dict[Name, dict[str, Any]], Field(min_length=1), Tag("named")],
+        Discriminator(lambda value: "named" if isinstance(value, Mapping) else "values"),
+    ],
+]
+"""Dotted keys and their values, or a name and its settings by name."""
 
 
 def _shorthand(value: Any) -> Any:
@@ -319,6 +337,8 @@ class Scenario(Strict):
         use: which of them are active in training.
         sweep: dotted keys and lists of values; one training for each combination. What must be set together has a name
             of its own: {trained_for: {picture: {tasks.mask.weight: 0}, mask: {tasks.picture.weight: 0}}}.
+        ablate: the same for `fedsem ablate`, which makes a run of each combination and one table of all. Lists of
+            `attacks` and `defenses` name what is used in training: none, one, or several joined by +.
         evaluation: what is measured after training.
     """
 
@@ -339,14 +359,8 @@ class Scenario(Strict):
     attacks: dict[Name, Annotated[Any, Plugin("attack")]] = {}
     defenses: dict[Name, Annotated[Any, Plugin("defense")]] = {}
     use: Use = Use()
-    sweep: dict[
-        str,
-        Annotated[
-            Annotated[list[Any], Field(min_length=1), Tag("values")]
-            | Annotated[dict[Name, dict[str, Any]], Field(min_length=1), Tag("named")],
-            Discriminator(lambda value: "named" if isinstance(value, Mapping) else "values"),
-        ],
-    ] = {}
+    sweep: Axes = {}
+    ablate: Axes = {}
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -357,12 +371,17 @@ class Scenario(Strict):
             "use.attacks": self.use.attacks,
             "use.defenses": self.use.defenses,
             **{f"receivers.{group}.tasks": receivers.tasks for group, receivers in self.receivers.items()},
-            **{f"sweep.{path}": values for path, values in self.sweep.items() if isinstance(values, list)},
+            **{
+                f"{block}.{path}": values
+                for block, axes in self.combined.items()
+                for path, values in axes.items()
+                if isinstance(values, list)
+            },
         }
         for path, values in lists.items():
             if (twice := _twice(values)) is not None:
                 raise WrongKey(path, f"lists {shown(twice)} twice")
-        for reserved in ("none", "noise"):
+        for reserved in ("none", "noise", ADAPTIVE):
             if reserved in self.attacks:
                 raise WrongKey(f"attacks.{reserved}", f"'{reserved}' is built in; give your attack another name")
         if "none" in self.defenses:
@@ -385,13 +404,13 @@ class Scenario(Strict):
                 )
         for i, grid in enumerate(self.evaluation.grids):
             for attack in grid.attacks:
-                _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", *self.attacks})
+                _known(f"evaluation.grids.{i}.attacks", "attack", attack, {"none", "noise", ADAPTIVE, *self.attacks})
             for defense in grid.defenses:
                 _known(f"evaluation.grids.{i}.defenses", "defense", defense, {"none", *self.defenses})
             for task in grid.tasks or ():
                 _known(f"evaluation.grids.{i}.tasks", "task", task, self.tasks)
             acting = [name for name in grid.attacks if name != "none"]
-            budgeted = [name for name in acting if name == "noise" or self.attacks[name].budgeted]
+            budgeted = [name for name in acting if name in ("noise", ADAPTIVE) or self.attacks[name].budgeted]
             if budgeted and grid.psr_db is None:
                 raise WrongKey(
                     f"evaluation.grids.{i}", "attacks need 'psr_db', the list of perturbation-to-signal ratios in dB"
@@ -401,24 +420,29 @@ class Scenario(Strict):
                     f"evaluation.grids.{i}.psr_db", f"'{acting[0]}' has no power that could be chosen; remove it"
                 )
         used = {receivers.channel_of(task) for receivers in self.receivers.values() for task in receivers.tasks}
-        self._check_sweep(used)
+        self._check_axes(used)
         for attack in self.use.attacks:
-            _known("use.attacks", "attack", attack, self.attacks)
+            _known("use.attacks", "attack", attack, {ADAPTIVE, *self.attacks})
         for defense in self.use.defenses:
             _known("use.defenses", "defense", defense, self.defenses)
         return self
 
-    def _check_sweep(self, used: Collection[str | None]) -> None:
+    @property
+    def combined(self) -> dict[str, Axes]:
+        """The blocks whose axes are combined with one another; an ablation's runs may sweep."""
+        return {"ablate": self.ablate, "sweep": self.sweep}
+
+    def _check_axes(self, used: Collection[str | None]) -> None:
         """Every key that is swept can be, and none is set twice in a cell.
 
         Args:
             used: channels that receivers use.
         """
         before: list[tuple[str, str]] = []
-        for axis, values in self.sweep.items():
+        for block, axis, values in ((block, *entry) for block, axes in self.combined.items() for entry in axes.items()):
             if isinstance(values, dict) and (not re.fullmatch(NAME, axis) or axis in type(self).model_fields):
-                raise WrongKey(f"sweep.{axis}", "settings with names need a name of their own, without dots")
-            alternatives = _swept(axis, values)
+                raise WrongKey(f"{block}.{axis}", "settings with names need a name of their own, without dots")
+            alternatives = _alternatives(block, axis, values)
             for alternative in alternatives:
                 for i, (where, path) in enumerate(alternative):
                     for there, earlier in (*before, *alternative[:i]):
@@ -429,18 +453,32 @@ class Scenario(Strict):
                     parts = path.split(".")
                     if parts[0] == "channels" and len(parts) > 1 and parts[1] in self.channels and parts[1] not in used:
                         raise WrongKey(where, f"no receiver uses the channel '{parts[1]}'")
-                    if parts[0] in ("schema", "name", "description", "seeds", "sweep"):
+                    if parts[0] in ("schema", "name", "description", "seeds", "sweep", "ablate"):
                         raise WrongKey(where, "this key cannot be swept")
                     if path in ("compute", "compute.engine", "compute.workers"):
                         raise WrongKey(where, "one engine runs the whole sweep; name it in 'compute'")
             before += [pair for alternative in alternatives for pair in alternative]
 
 
-def _swept(axis: str, values: list[Any] | Mapping[str, Mapping[str, Any]]) -> list[list[tuple[str, str]]]:
-    """For each alternative of an axis of the sweep: where it names keys of the scenario, and which."""
+def settings_of(
+    block: str, axis: str, values: list[Any] | Mapping[str, Mapping[str, Any]], value: Any
+) -> dict[str, Any]:
+    """What an axis sets where it has this value, or name: dotted keys of the scenario and their values."""
+    if not isinstance(values, list):
+        return dict(values[value])
+    if block == "ablate" and axis in ("attacks", "defenses"):
+        names = [] if value == "none" else str(value).split("+")
+        return {f"use.{axis}": [name.strip() for name in names]}
+    return {axis: value}
+
+
+def _alternatives(
+    block: str, axis: str, values: list[Any] | Mapping[str, Mapping[str, Any]]
+) -> list[list[tuple[str, str]]]:
+    """For each alternative of an axis: where it names keys of the scenario, and which."""
     if isinstance(values, list):
-        return [[(f"sweep.{axis}", axis)]]
-    return [[(f"sweep.{axis}.{name}.{path}", path) for path in settings] for name, settings in values.items()]
+        return [[(f"{block}.{axis}", path) for path in settings_of(block, axis, values, values[0])]]
+    return [[(f"{block}.{axis}.{name}.{path}", path) for path in settings] for name, settings in values.items()]
 
 
 def _known(path: str, what: str, name: str, known: Any) -> None:

@@ -82,8 +82,13 @@ def _parse(text: str, where: str) -> Any:
         raise ScenarioError(f"{where}{line} is not valid YAML: {problem}.") from error
 
 
-def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+def override(tree: dict[str, Any], settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """Apply ``a.b=value`` settings to a parsed scenario; values are YAML, list items are numbered from 0.
+
+    Args:
+        tree: the scenario.
+        settings: what to set; of ``--vary`` each is an axis of `ablate`.
+        option: of the command line, for errors: `--set` or `--vary`.
 
     Raises:
         ScenarioError: a setting has no '=', its value is not YAML, or its path runs through something that is no
@@ -92,17 +97,16 @@ def override(tree: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         path, equals, text = (part.strip() for part in setting.partition("="))
         if not equals or not path:
-            raise ScenarioError(
-                f"--set needs the form a.b=value, for example --set federation.rounds=2, not '{setting}'."
-            )
-        value = _parse(text, f"--set {path}: the value '{text}'")
+            example = "--set federation.rounds=2" if option == "--set" else "--vary train.batch=[16,32]"
+            raise ScenarioError(f"{option} needs the form a.b=value, for example {example}, not '{setting}'.")
+        value = _parse(text, f"{option} {path}: the value '{text}'")
         head, _, rest = path.partition(".")
         try:
-            # The keys of `sweep` are dotted paths themselves.
-            keys = (head, rest) if head == "sweep" and rest else path.split(".")
-            tree = assign(tree, keys, value)
+            # The keys of `sweep` and `ablate` are dotted paths themselves.
+            keys = (head, rest) if head in ("sweep", "ablate") and rest else path.split(".")
+            tree = assign(tree, ("ablate", path) if option == "--vary" else keys, value)
         except ScenarioError as error:
-            raise ScenarioError(f"--set {path}: {error}") from None
+            raise ScenarioError(f"{option} {path}: {error}") from None
     return tree
 
 

@@ -21,6 +21,7 @@ from fedsem.errors import FedsemError, OutputError, ScenarioError
 from fedsem.evaluation.backdoor import has_twin
 from fedsem.evaluation.evaluate import evaluate
 from fedsem.evaluation.point import Point, load_points, save_points
+from fedsem.evaluation.tabulate import over_rounds
 from fedsem.evaluation.tabulate import rows as evaluation_rows
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.federation.child import SimulationProcess
@@ -108,7 +109,7 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         OutputError: other code has begun one of the stages, or made a training that would be taken; or the folder holds
             stages that are none of this run's.
     """
-    units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+    units = units_of(scenario, plans, store)
     own = {job.folder for unit in units for _, job in unit.jobs} | {unit.evaluation for unit in units}
     found = [stage for kind in ("checkpoints", "stages") for stage in store.folder.glob(f"{kind}/[!.]*")]
     if not own.issuperset(found) or store.manifest.get("scenario", scenario.name) != scenario.name:
@@ -126,6 +127,11 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         store.claim(unit.evaluation, evaluation_code(unit.plan))
     store.write_manifest(reused=[taken for unit in units for taken in _taken(unit)])
     return units
+
+
+def units_of(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store) -> list[Unit]:
+    """Every cell with every seed; nothing is read or written."""
+    return [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
 
 
 def _taken(unit: Unit) -> Iterator[dict[str, Any]]:
@@ -245,7 +251,7 @@ def _training(store: Store, plan: Plan, seed: int, name: str) -> tuple[str, Job]
     """What decides a training, and the training, in a folder of that name."""
     text = scenario_text(plan.scenario)
     content = json.loads(text)
-    outside = ("name", "description", "seeds", "compute", "evaluation", "attacks", "defenses")
+    outside = ("name", "description", "seeds", "compute", "evaluation", "attacks", "defenses", "ablate")
     training = {key: content[key] for key in content if key not in outside}
     link, tasks = plan.scenario.link, plan.scenario.tasks
     training["link"] = {**content["link"], "encoder": _trained_by(link.encoder, content["link"]["encoder"])}
@@ -258,6 +264,8 @@ def _training(store: Store, plan: Plan, seed: int, name: str) -> tuple[str, Job]
     decisive = [training, list(content["receivers"]), compute, active, standing, seed, plan.dataset.train.fingerprint]
     if weights := weights_of(plan.scenario):
         decisive.append(weights)
+    if (kept := plan.scenario.evaluation.rounds) > 1:
+        decisive.append({"checkpoints": kept})
     key = json.dumps(decisive, sort_keys=True)
     return key, Job(text, seed, store.stage("checkpoints", key, name))
 
@@ -275,7 +283,7 @@ def _reuse(units: Sequence[Unit], folder: Path) -> None:
     for unit in units:
         for _, job in unit.jobs:
             found = folder / "checkpoints" / job.folder.name
-            if finished(Job(job.text, job.seed, found)) and not job.folder.exists():
+            if finished(Job(job.text, job.seed, found)) and not (job.folder / "state.json").exists():
                 if (code := training_code(_plan_of(unit, job))) != (before := code_of(found)["hash"]):
                     raise OutputError(
                         f"'{folder}' was trained with other code ({before}, now {code}): another version of fedsem, of "
@@ -286,7 +294,7 @@ def _reuse(units: Sequence[Unit], folder: Path) -> None:
         # The number of the cell, which comes first in the name, is that of the other run's sweep.
         for found in sorted((folder / "stages").glob(f"evaluate-*-{unit.evaluation.name.rpartition('-')[2]}")):
             same_code = code_of(found)["hash"] == evaluation_code(unit.plan)
-            if same_code and _evaluated(found) and not unit.evaluation.exists():
+            if same_code and _evaluated(found) and not _evaluated(unit.evaluation):
                 _read(unit, [], found)
                 _take(found, unit.evaluation, folder)
 
@@ -296,6 +304,7 @@ def _take(found: Path, stage: Path, run: Path) -> None:
     shutil.copytree(found, partial, dirs_exist_ok=True)
     if not (partial / ORIGIN).exists():
         (partial / ORIGIN).write_text(run.resolve().name, encoding="utf-8")
+    shutil.rmtree(stage, ignore_errors=True)  # where it was claimed, and nothing more
     partial.rename(stage)
 
 
@@ -318,20 +327,32 @@ def _evaluated(stage: Path) -> bool:
 
 def _evaluate(unit: Unit, progress: Progress) -> None:
     working = unit.plan.accomplices(unit.job.seed)
-    link = _link(unit.plan, unit.job).without(working)
-    twin = None
-    if unit.twin is not None:
-        same = unit.twin.folder == unit.job.folder
-        twin = link if same else _link(without_attack(unit.plan), unit.twin).without(working)
     surrogates = {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
-    measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total), twin, surrogates)
+    last, count = unit.plan.scenario.federation.rounds, unit.plan.scenario.evaluation.rounds
+    measured: list[list[Point]] = []
+    for round_number in range(last - count + 1, last + 1):
+        link = _link(unit.plan, unit.job, round_number).without(working)
+        twin = None
+        if unit.twin is not None:
+            same = unit.twin.folder == unit.job.folder
+            twin = link if same else _link(without_attack(unit.plan), unit.twin, round_number).without(working)
+        before = len(measured)
+        measurement = evaluate(
+            link,
+            lambda done, total, before=before: progress(  # type: ignore[misc]
+                "evaluate", unit.label, before * total + done, count * total
+            ),
+            twin,
+            surrogates,
+        )
+        measured.append(measurement.points)
     replace_file(unit.evaluation / "samples.json", json.dumps(measurement.samples).encode())
-    save_points(measurement.points, unit.evaluation)
+    save_points(over_rounds(measured), unit.evaluation)
 
 
-def _link(plan: Plan, job: Job) -> TrainedLink:
-    """What a training has made."""
-    state = job.state()
+def _link(plan: Plan, job: Job, round_number: int | None = None) -> TrainedLink:
+    """What a training has made; after that round, or the last one."""
+    state = job.state() if round_number is None else job.state_after(round_number)
     decoders = {
         (receiver.id, branch): (owner(plan, receiver, branch), state.decoders[owner(plan, receiver, branch)])
         for receiver in plan.receivers
@@ -362,7 +383,9 @@ def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequenc
             "cell": cell,
             "defense": "+".join(plan.scenario.use.defenses) or "none",
             "adversary_fraction": _malicious_share(plan),
-            "aggregator": federation.aggregator.kind if federation.kind == "flower" else "none",
+            "aggregator": "+".join(rule.kind for rule in (*federation.pre_aggregators, federation.aggregator))
+            if federation.kind == "flower"
+            else "none",
             "f_assumed": federation.aggregator.assumed_f if federation.kind == "flower" else None,
         }
         for unit in members:

@@ -48,7 +48,16 @@ class Store:
             OutputError: it cannot be written.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        folder = out / scenario.name / f"{stamp}-{secrets.token_hex(3)}"
+        return cls.begin(scenario, out / scenario.name / f"{stamp}-{secrets.token_hex(3)}", device)
+
+    @classmethod
+    def begin(cls, scenario: Scenario, folder: Path, device: str) -> Store:
+        """Make this folder, which must not exist.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        out = folder.parents[1]
         try:
             folder.mkdir(parents=True, exist_ok=False)
             store = cls(folder, _manifest(scenario, device))

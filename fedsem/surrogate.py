@@ -27,8 +27,8 @@ def surrogate_scenario(scenario: Scenario, attack: Evasion) -> Scenario:
     tree["data"] |= {"portion": "reserve", "train_images": None}
     tree["train"]["epochs"] = 1
     tree["federation"] = {"kind": "none", "rounds": attack.surrogate.epochs}
-    tree |= {"attacks": {}, "defenses": {}, "use": {"attacks": [], "defenses": []}, "sweep": {}}
-    tree["evaluation"]["grids"] = []
+    tree |= {"attacks": {}, "defenses": {}, "use": {"attacks": [], "defenses": []}, "sweep": {}, "ablate": {}}
+    tree["evaluation"] |= {"grids": [], "rounds": 1}
     return check_scenario(tree)
 
 

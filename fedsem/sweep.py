@@ -1,5 +1,5 @@
-"""A sweep: one scenario for each combination of the values that it lists for some of its keys, or of the settings that
-it names."""
+"""A sweep or an ablation: one scenario for each combination of the values that it lists for some of its keys, or of the
+settings that it names."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from fedsem.errors import FedsemError, ScenarioError, shown
-from fedsem.scenario import Scenario, check_scenario, dump_scenario
+from fedsem.scenario import Scenario, check_scenario, dump_scenario, settings_of
 from fedsem.strict import Strict
 
 
 class Cell(Strict):
-    """One combination of `sweep`: the value or name that each of its keys has, and the scenario tree with them in
-    place."""
+    """One combination of `sweep` or `ablate`: the value or name that each of its keys has, and the scenario tree with
+    them in place."""
 
+    block: Literal["sweep", "ablate"]
     settings: dict[str, Any]
     tree: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """What the table calls it: the settings; empty where there is no sweep."""
+        """What the table calls it: the settings; empty where there are none."""
         return "; ".join(f"{path}={_short(value)}" for path, value in self.settings.items())
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Errors inside the block say which values of the sweep they belong to."""
+        """Errors inside the block say which values they belong to."""
         try:
             yield
         except FedsemError as error:
             if not self.settings:
                 raise
-            values = ", ".join(f"sweep.{path} = {shown(value)}" for path, value in self.settings.items())
+            values = ", ".join(f"{self.block}.{path} = {shown(value)}" for path, value in self.settings.items())
             raise type(error)(f"With {values}: {error}") from error
 
 
@@ -45,39 +46,45 @@ def _short(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def cells(scenario: Scenario) -> list[Cell]:
-    """All combinations of `sweep`, in order; one cell without settings where there is no sweep.
+def cells(scenario: Scenario, block: Literal["sweep", "ablate"] = "sweep") -> list[Cell]:
+    """All combinations of `sweep`, in order, or of `ablate`, whose cells may sweep; one cell without settings where
+    there are none.
 
     Raises:
         ScenarioError: a swept key cannot be set.
     """
-    whole = {**dump_scenario(scenario), "sweep": {}}
+    whole = {**dump_scenario(scenario), "ablate": {}}
+    if block == "sweep":
+        whole["sweep"] = {}
+    axes = scenario.combined[block]
     combinations = []
-    for values in product(*scenario.sweep.values()):
-        cell = Cell(settings=dict(zip(scenario.sweep, values, strict=True)), tree=whole)
+    for values in product(*axes.values()):
+        cell = Cell(block=block, settings=dict(zip(axes, values, strict=True)), tree=whole)
         with cell.named():
             for axis, value in cell.settings.items():
-                listed = scenario.sweep[axis]
-                for path, setting in ({axis: value} if isinstance(listed, list) else listed[value]).items():
+                for path, setting in settings_of(block, axis, axes[axis], value).items():
                     cell = cell.model_copy(update={"tree": assign(cell.tree, path.split("."), setting)})
         combinations.append(cell)
     return combinations
 
 
 def check_cells(tree: Mapping[str, Any]) -> Scenario:
-    """Validate a parsed scenario and every cell of its sweep.
+    """Validate a parsed scenario and every cell of its sweep, or of its ablation with their sweeps.
 
     Raises:
         ScenarioError: see `load_scenario`.
     """
     checked = check_scenario(tree)
     seen: dict[str, Cell] = {}
-    for cell in cells(checked):
+    for cell in cells(checked, "ablate" if checked.ablate else "sweep"):
         with cell.named():
-            text = json.dumps(dump_scenario(check_scenario(cell.tree)), sort_keys=True)
+            inner = check_cells(cell.tree) if cell.block == "ablate" else check_scenario(cell.tree)
+            text = json.dumps(dump_scenario(inner), sort_keys=True)
             if text in seen:
                 other = ", ".join(f"{path} = {shown(value)}" for path, value in seen[text].settings.items())
-                raise ScenarioError(f"In the scenario, 'sweep': this is the same as {other}; remove one of them.")
+                raise ScenarioError(
+                    f"In the scenario, '{cell.block}': this is the same as {other}; remove one of them."
+                )
             seen[text] = cell
     return checked
 

@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from fedsem import run
+from fedsem.ablation import planned
 from fedsem.checks import resolve
 from fedsem.scenario import check_scenario
 from fedsem.scenario_file import load_scenario, read_tree
@@ -90,6 +91,15 @@ def test_poisoned_training_is_valid_as_it_is_shown() -> None:
     assert [cell.settings["use.attacks"] for cell in trainings] == [["patch"], ["patch", "boost"]]
     for cell in trainings:
         resolve(check_scenario(cell.tree))
+
+
+def test_an_ablation_is_valid_as_it_is_shown() -> None:
+    (shown,) = blocks("ablate:")
+    tree = read_tree("robust_aggregation")
+    grids = {"attacks": tree["attacks"] | {"standard": {"kind": "standard"}}, "sweep": {}}
+    _, members = planned({**tree, **grids, **shown})
+    left_out = [one.name for one in members if one.left_out]
+    assert (len(members), left_out) == (18, [])
 
 
 def test_defenses_are_valid_as_they_are_shown() -> None:

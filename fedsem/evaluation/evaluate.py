@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedsem.adaptive import knowing, knows
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.backdoor import Triggers, triggers_of, without_triggers
@@ -461,6 +462,12 @@ class _Evaluation:
                     f"{what}: {known}" for what, known in knowledge if what != "defense" or self.defense is not None
                 ),
             }
+            content = self.link.plan.scenario
+            trained = [content.defenses[defense] for defense in content.use.defenses]
+            if self.defense == "none" and knows(attack, trained):
+                columns["knowledge"] += ", defense: adaptive"
+            elif self.defense != "none" and knowing(trained, attack) is None:
+                columns["knowledge"] += " but for training"
             if knowledge.weights != "none" and knowledge.signal == "statistics":
                 held = "reserve" if self.link.plan.dataset.reserve else "training images"
                 columns["knowledge"] += f", images: {held}"

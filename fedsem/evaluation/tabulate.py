@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,42 @@ VARYING = (ACHIEVED, *AIRTIME)
 """Columns of a point that may differ from seed to seed."""
 
 
+def over_rounds(rounds: Sequence[Sequence[Point]]) -> list[Point]:
+    """The points of a link after each of several rounds as one: sums over the rounds, so that a metric is their mean,
+    and images and seeds stay what its interval resamples. Rounds are no independent trials.
+
+    Raises:
+        ValueError: the rounds did not measure the same points.
+    """
+    if len(rounds) == 1:
+        return list(rounds[0])
+    if len({len(points) for points in rounds}) != 1:
+        raise ValueError("rounds measured different numbers of points")
+    whole = []
+    for same in zip(*rounds, strict=True):
+        _check_alike(same)
+        columns = {**same[-1].columns, **_mean_columns(same), "rounds": len(rounds)}
+        metrics: dict[str, Tally | Ranking] = {}
+        for metric in same[-1].metrics:
+            if all(metric in point.metrics for point in same):
+                tallies = [point.metrics[metric] for point in same]
+                metrics[metric] = Tally(*(sum(getattr(one, key) for one in tallies) for key in TALLY))
+        whole.append(replace(same[-1], columns=columns, metrics=metrics))
+    return whole
+
+
+def _mean_columns(points: Sequence[Point]) -> dict[str, float]:
+    """Means of `VARYING`, of powers before they are told in dB."""
+    columns: dict[str, float] = {}
+    if points[0].columns.get(ACHIEVED) is not None:
+        columns[ACHIEVED] = to_db(float(np.mean([from_db(float(str(point.columns[ACHIEVED]))) for point in points])))
+    for column in AIRTIME:
+        if points[0].columns.get(column) is not None:
+            columns[column] = float(np.mean([float(str(point.columns[column])) for point in points]))
+    return columns
+
+
+TALLY = tuple(field.name for field in fields(Tally))
 COMPARED = {
     "change": "clean",
     "vs_noise": "noise",
@@ -107,12 +144,7 @@ def _alike(point: Point, other: Point) -> bool:
 
 def _point_rows(points: Sequence[Sequence[Point]], number: int, seed: int | None) -> Iterator[dict[str, Any]]:
     here = [of_seed[number] for of_seed in points]
-    columns = {**here[0].columns, "seed": seed}
-    if columns.get(ACHIEVED) is not None:
-        columns[ACHIEVED] = to_db(float(np.mean([from_db(float(str(point.columns[ACHIEVED]))) for point in here])))
-    for column in AIRTIME:
-        if columns.get(column) is not None:
-            columns[column] = float(np.mean([float(str(point.columns[column])) for point in here]))
+    columns = {**here[0].columns, "seed": seed, **_mean_columns(here)}
     for metric in here[0].metrics:
         if any(metric not in point.metrics for point in here):  # a seed that drew no empty scene has no threshold
             continue

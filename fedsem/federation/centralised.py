@@ -56,5 +56,5 @@ def train_centrally(job: Job, report: Report) -> None:
         state = FederationState(
             state.round + 1, shared, state.decoders | decoders, reply.optimizer, [*state.history, record]
         )
-        state.save(job.folder)
+        state.save(job.folder, plan.scenario.evaluation.rounds)
         report(job, state)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsem.errors import OutputError
 from fedsem.federation.state import FederationState
 from fedsem.plan import Plan, plan_of_text
 
@@ -32,6 +33,17 @@ class Job:
     def state(self) -> FederationState:
         """Where to go on: the last checkpoint, or the state before the first round."""
         return FederationState.load(self.folder) or FederationState.initial(self.plan, self.seed)
+
+    def state_after(self, round_number: int) -> FederationState:
+        """What a round has made, of those that `evaluation.rounds` keeps.
+
+        Raises:
+            OutputError: it is not there, or damaged.
+        """
+        state = FederationState.load(self.folder, round_number)
+        if state is None:
+            raise OutputError(f"'{self.folder}' holds no checkpoint; start a new run.")
+        return state
 
     def dump(self) -> str:
         """As JSON, for another process."""

@@ -10,20 +10,17 @@ import json
 import logging
 import os
 import sys
-import threading
-import time
 import traceback
 from typing import Any
 
-import psutil
-
 from fedsem.errors import FedsemError
 from fedsem.federation.adapter import run_on_ray, start_ray
+from fedsem.parent import follow_parent
 
 
 def main() -> None:
     """Start Ray, read the order, run it."""
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    follow_parent()
     workers, pipe = int(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w", encoding="utf-8")
 
     def send(**event: Any) -> None:
@@ -68,15 +65,6 @@ def _run(order: dict[str, Any], workers: int, send: Any) -> None:
 
         gpus = float(torch.cuda.device_count())
     run_on_ray(server_app(jobs, workers, report), app, workers, gpus)
-
-
-def _follow(parent: int) -> None:
-    """End this process and all below it when the parent is gone: nothing may train on for nobody."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ class FederationState:
         }
         return cls(0, shared, owners)
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; the one before it is removed when this one is complete.
+    def save(self, folder: Path, keep: int = 1) -> None:
+        """Write a checkpoint; when it is complete, all but the newest `keep` are removed.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -108,16 +108,15 @@ class FederationState:
             "history": [asdict(record) for record in self.history],
         }
         replace_file(folder / "state.json", json.dumps(index).encode())
-        for old in folder.glob("state-*.safetensors"):
-            if old.name != target.name:
-                old.unlink(missing_ok=True)
+        for old in sorted(folder.glob("state-*.safetensors"))[:-keep]:
+            old.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: Path) -> FederationState | None:
-        """The last complete checkpoint in a folder, or None.
+    def load(cls, folder: Path, after: int | None = None) -> FederationState | None:
+        """The last complete checkpoint in a folder, or the one after that round, or None.
 
         Raises:
-            OutputError: it is damaged.
+            OutputError: it is damaged, or that round's was not kept.
         """
         index = folder / "state.json"
         if not index.is_file():
@@ -130,6 +129,9 @@ class FederationState:
                     record[key] = {int(receiver): why for receiver, why in record[key].items()}
                 state.history.append(RoundRecord(**record))
             tensors = folder / content["tensors"]
+        if after is not None and after != state.round:
+            state.round, state.history = after, state.history[:after]
+            tensors = folder / f"state-{after:05d}.safetensors"
         with reading(tensors):
             loaded = load_file(tensors)
         for path, value in loaded.items():

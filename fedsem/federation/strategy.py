@@ -74,7 +74,7 @@ class ReceiverStrategy(FedAvg):
         for trouble, who in (("failed", record.failed), ("rejected", record.rejected)):
             for receiver, why in who.items():
                 log.warning("Round %d: receiver %d %s: %s", record.round, receiver, trouble, why)
-        self.state.save(self.job.folder)
+        self.state.save(self.job.folder, self.plan.scenario.evaluation.rounds)
         self.report(self.job, self.state)
         return None, None
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedsem.errors import FedsemError, closest
 from fedsem.reporting import (
+    attack_matrix,
     attacked_training,
     certified,
     constellation,
@@ -112,6 +113,11 @@ def task_fronts(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
 def beside_twins(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
     """Success of triggers and clean figures, beside the twin without attack."""
     return attacked_training.draw(table)
+
+
+def attack_by_defense(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
+    """What every attack leaves of every defended link."""
+    return attack_matrix.draw(table)
 
 
 def training(table: pd.DataFrame, samples: pd.DataFrame) -> Drawing:
@@ -235,6 +241,14 @@ FIGURES: dict[str, FigureKind] = {
         "A backdoor goes unnoticed where the two agree without the trigger.",
         lambda table, samples: attacked_training.lacks(table),
         beside_twins,
+    ),
+    "attack_matrix": FigureKind(
+        "Attacks and defenses",
+        "A defense is worth its last column, the least that any attack left of it. Hatched cells support no claim: no "
+        "attack of that budget knew the defense, and one that does not may fail for reasons that a real adversary "
+        "would find a way around.",
+        lambda table, samples: attack_matrix.lacks(table),
+        attack_by_defense,
     ),
     "leakage_vs_snr": FigureKind(
         "What an eavesdropper learns over its SNR",

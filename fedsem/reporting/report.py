@@ -27,8 +27,11 @@ from fedsem.reporting.page import (
 )
 from fedsem.reporting.style import encode
 from fedsem.reporting.summary import Grid, clean, federation, headlines, leaks, under_attack
+from fedsem.reporting.verdicts import verdicts
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fedsem.reporting.results import Results
 
 OPEN_GRIDS = 6
@@ -91,8 +94,10 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
             _grids(clean(table)),
         ),
         section("attacks", "Results under attack", _grids(under_attack(table))),
+        section("verdicts", "What each defense is judged by", _verdicts(table)),
         section("leaks", "What leaks", _grids(leaks(table))),
         section("figures", "Figures", _figures(drawn)),
+        section("runs", "Runs of this ablation", _runs(manifest)),
         section("federation", "Federation", _federation(results)),
         section("reproduce", "How to reproduce", _reproduce(results)),
         section(
@@ -106,8 +111,10 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
         ("run", "What was run"),
         ("results", "Results"),
         ("attacks", "Under attack"),
+        ("verdicts", "Verdicts"),
         ("leaks", "What leaks"),
         ("figures", "Figures"),
+        ("runs", "Runs"),
         ("federation", "Federation"),
         ("reproduce", "Reproduce"),
         ("manifest", "Manifest"),
@@ -179,6 +186,7 @@ def _settings(scenario: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Federation", brief(scenario.get("federation"))),
         ("Attacks", _each(scenario.get("attacks"))),
         ("Defenses", _each(scenario.get("defenses"))),
+        ("Ablation", "; ".join(f"{key}: {brief(values)}" for key, values in (scenario.get("ablate") or {}).items())),
         ("Sweep", "; ".join(f"{key}: {brief(values)}" for key, values in (scenario.get("sweep") or {}).items())),
         ("Evaluation", "; ".join([brief(evaluation), *(f"grid: {grid}" for grid in grids)])),
     ]
@@ -209,6 +217,61 @@ def _figures(drawn: Mapping[str, tuple[bytes, float]]) -> str:
     return "\n".join(
         picture(number, FIGURES[name].title, FIGURES[name].hint, png, round(width * INCH * 1.25))
         for number, (name, (png, width)) in enumerate(drawn.items(), start=1)
+    )
+
+
+def _verdicts(table: pd.DataFrame) -> str:
+    """Of each defended link the least that attacks of each budget left, and what nothing may be claimed of."""
+    found = verdicts(table)
+    if not found:
+        return ""
+    unsupported = sum(verdict.unsupported for verdict in found)
+    note = (
+        "The least that any attack of a budget left, and which one: the worse of attacks that know the defense and of "
+    )
+    note += "those that do not."
+    if unsupported:
+        note += (
+            f" {words.count(unsupported)} of {words.count(len(found))} support no claim: no attack of that budget knew "
+            "the defense, and none here says what a real adversary would leave."
+        )
+    columns = ["Link", "Task", "Attacks of this budget", "The worst of them", "What it left", "Claim"]
+    rows = [
+        [
+            one.link,
+            one.task,
+            words.listed(one.attacks),
+            one.worst,
+            f"{one.value} {one.interval}".strip(),
+            "supports no claim" if one.unsupported else "no defense" if not one.defended else "judged",
+        ]
+        for one in found
+    ]
+    return "\n".join((paragraph(note, "soft"), text_table(columns, rows)))
+
+
+def _runs(manifest: Mapping[str, Any]) -> str:
+    """The runs that an ablation is made of: which ended well, and what the others say."""
+    runs = [one for one in manifest.get("cells") or [] if isinstance(one, Mapping)]
+    rows = [
+        [
+            words.cell(str(one.get("cell"))),
+            str(one.get("status")),
+            words.duration(float(one.get("seconds") or 0)),
+            str(one.get("folder")) if one.get("status") != "left out" else "",
+            str(one.get("error") or ""),
+        ]
+        for one in runs
+    ]
+    lost = [one for one in runs if one.get("status") not in ("finished", "left out")]
+    note = f"{len(lost)} of {len(runs)} runs did not finish; what they would have measured is missing." if lost else ""
+    return "\n".join(
+        part
+        for part in (
+            paragraph(note, "warning"),
+            text_table(["Settings", "Status", "Wall time", "Folder", "Why"], rows),
+        )
+        if part
     )
 
 

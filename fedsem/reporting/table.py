@@ -23,6 +23,7 @@ COLUMNS: dict[str, str] = {
     "cell": "string",
     "stage": "string",
     "round": "Int64",
+    "rounds": "Int64",
     "receiver": "string",
     "task": "string",
     "encoder": "string",
@@ -58,6 +59,7 @@ COLUMNS: dict[str, str] = {
     "f_assumed": "Int64",
     "defense": "string",
     "aggregator": "string",
+    "verdict": "string",
     "bytes_up": "Int64",
     "bytes_down": "Int64",
     "metric": "string",
@@ -77,8 +79,10 @@ cell's own results. Of attacks on privacy, `leakage`, `decoder` tells what the a
 who has seen nothing, and `snr_db` is the adversary's own.
 
 `cell` holds the settings of the scenario's `sweep`, such as ``link.encoder.channel_uses=20; channels.down=rayleigh``;
-it is empty without a sweep. `seed` is NA for a figure pooled over all seeds. `train_snr_db` is text, since a range is
-no number: ``10`` or ``0 to 20``.
+it is empty without a sweep. `rounds` is the number of last rounds, up to `round`, that a figure is the mean of, where
+`evaluation.rounds` asks for several. `seed` is NA for a figure pooled over all seeds. `train_snr_db` is text, since a
+range is no number: ``10`` or ``0 to 20``. `verdict` stands in the table of an ablation: see
+`fedsem.reporting.verdicts`.
 """
 
 ARROW = {"string": "string", "Int64": "int64", "Float64": "float64", "boolean": "bool_"}

@@ -1,0 +1,212 @@
+"""Which figure a defense is judged by: the worst that attacks of a threat left, those that know it among them.
+
+A *threat* is a budget: the norm, the sites and the PSR of what is perturbed, or the share of malicious receivers. Where
+no attack of a threat knows the defense, nothing is claimed of it: an attack that is not aware of a defense may fail for
+reasons that a real adversary would find a way around.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fedsem.reporting import words
+from fedsem.reporting.rows import groups, pooled, task_kinds
+from fedsem.reporting.summary import ATTACKED
+from fedsem.scenario import ADAPTIVE
+
+AVERAGING = ("none", "fedavg", "fedprox")
+"""Aggregators that defend against nobody."""
+ATTACKS, DEFENSES = ("attacks", "use.attacks"), ("defenses", "use.defenses")
+"""Swept keys whose values are the attacks, and the defenses, of a training."""
+JUDGED, NO_CLAIM = "judged", "no claim"
+"""Values of the table's column `verdict`."""
+PLACE = ("task", "receiver", "channel", "fading", "csi", "snr_db", "sensing_snr_db", "selection", "mask_ratio")
+"""Columns that are the same where two attacks are compared."""
+
+
+def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its column `verdict`, of every task's first metric under attack: `judged` stands with the least
+    that any attack of a threat left of a link, `no claim` with all of them where none knows the link's defenses."""
+    marked = table.copy()
+    rows = described(table[table["stage"] == "evaluate"])
+    rows = rows[rows["column"] != CLEAN]
+    for _, same in groups(rows, ["link", "threat", "seed", *PLACE]):
+        if claimed(same):
+            marked.loc[same["value"].astype(float).idxmin(), "verdict"] = JUDGED
+        else:
+            marked.loc[same.index, "verdict"] = NO_CLAIM
+    return marked
+
+
+def claimed(rows: pd.DataFrame) -> bool:
+    """Whether rows of one link and threat (of `described`) support a claim: it has no defense, or an attack knows
+    it."""
+    return bool((~rows["defended"] | rows["knows"]).any())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a link is judged by under one threat.
+
+    Attributes:
+        link, task: which.
+        attacks: all of the threat, in words.
+        worst: the one that left the least.
+        value, interval: what it left.
+        defended: whether the link has a defense.
+        unsupported: whether no attack of the threat knows it.
+    """
+
+    link: str
+    task: str
+    attacks: list[str]
+    worst: str
+    value: str
+    interval: str
+    defended: bool
+    unsupported: bool
+
+
+def verdicts(table: pd.DataFrame) -> list[Verdict]:
+    """What each link is judged by under each threat, all seeds together; empty where nothing was defended."""
+    rows = described(table.loc[pooled(table, "evaluate").index])
+    attacked = rows[rows["column"] != CLEAN]
+    if not attacked["defended"].any():
+        return []
+    found = []
+    for _, same in groups(attacked, ["link", "threat", *PLACE]):
+        least = same.sort_values("value", kind="stable").iloc[0]
+        shown = words.quantity(str(least["metric"]), least["kind"])
+        value, low, high = (
+            words.number(shown.scale * float(least[name]), shown.digits) for name in ("value", "ci_low", "ci_high")
+        )
+        found.append(
+            Verdict(
+                str(least["link"]),
+                words.plain(str(least["task"])),
+                list(dict.fromkeys(same["column"])),
+                str(least["column"]),
+                f"{value}\u00a0{shown.unit}".strip(),
+                f"[{low}, {high}]",
+                bool(least["defended"]),
+                not claimed(same),
+            )
+        )
+    return found
+
+
+CLEAN = "no attack"
+
+
+def described(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each task's first metric under an attack with a budget, or under none, with what a matrix is made of.
+
+    Added columns: `kind` of the task; `link`, what is defended how, and `defended`; `column`, the attack in words, and
+    `base`, the same without PSR; `threat`; and `knows`, whether the attack knows the link's defenses.
+    """
+    kinds = task_kinds(rows.assign(stage="evaluate"))
+    rows = _noticed(rows)
+    kind = rows["task"].map(kinds)
+    mine = rows[rows["metric"].eq(kind.map(ATTACKED)).fillna(False)].copy()
+    # Triggers of backdoors and attacks on privacy have no budget; noise is what attacks are compared with.
+    attack = mine["attack"].fillna("none")
+    mine = mine[(attack == "none") | (mine["psr_db"].notna() & (attack != "noise"))].copy()
+    mine["kind"] = mine["task"].map(kinds)
+    mine["attack"] = mine["attack"].fillna("none")
+    mine["defense"], mine["aggregator"] = mine["defense"].fillna("none"), mine["aggregator"].fillna("none")
+    mine["defended"] = (mine["defense"] != "none") | ~mine["aggregator"].isin(AVERAGING)
+    trained = {cell: _trained_under(str(cell)) for cell in mine["cell"].fillna("").unique()}
+    training = mine["cell"].fillna("").map(trained)
+    mine["link"] = _links(mine)
+    evasion = mine["attack"] != "none"
+    names = {name: _attack(name) for name in mine["attack"].unique()}
+    decibels = [
+        words.decibel(float(psr)) if acts else "" for psr, acts in zip(mine["psr_db"].fillna(0), evasion, strict=True)
+    ]
+    tested = mine["attack"].map(names)
+    mine["base"] = [", ".join(word for word in pair if word) for pair in zip(training, tested, strict=True)]
+    whole = [" ".join(word for word in pair if word) for pair in zip(mine["base"], decibels, strict=True)]
+    mine["column"] = [name or CLEAN for name in whole]
+    budget = mine[["sites", "norm", "psr_db"]].astype("string").fillna("").agg(" ".join, axis=1)
+    share = mine["adversary_fraction"].astype("string").fillna("")
+    mine["threat"] = budget.where(evasion, "") + share.where(training != "", "")
+    known = mine["knowledge"].fillna("").str.contains(r"defense: adaptive(?:,|$)", regex=True)
+    mine["knows"] = known | (training == ADAPTIVE)
+    return mine
+
+
+def _noticed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows; behind a detector an attack has failed where it was flagged: the accuracy under attack is then
+    1 - `undetected_error`."""
+    of = ["seed", "cell", "defense", "attack", "attack_params", "norm", "sites", "psr_db", *PLACE]
+    acting = rows[rows["attack"].fillna("none") != "none"]
+    told = acting[acting["metric"] == "undetected_error"]
+    if told.empty:
+        return rows
+    rows = rows.copy()
+    found = {tuple(one[key] if pd.notna(one[key]) else None for key in of): one for one in told.to_dict("records")}
+    for index, one in acting[acting["metric"] == "accuracy"].iterrows():
+        error = found.get(tuple(one[key] if pd.notna(one[key]) else None for key in of))
+        if error is not None:
+            wrong = [1 - float(error[name]) for name in ("value", "ci_high", "ci_low")]
+            rows.loc[index, ["value", "ci_low", "ci_high"]] = wrong
+    return rows
+
+
+def _settings(cell: str) -> dict[str, str]:
+    """Keys and values of the table's column `cell`."""
+    pairs = [setting.partition("=") for setting in cell.split("; ") if setting]
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _trained_under(cell: str) -> str:
+    """The attack in training that a cell's settings name; empty for none."""
+    for key, value in _settings(cell).items():
+        if key in ATTACKS:
+            found = json.loads(value) if value.startswith("[") else [] if value == "none" else value.split("+")
+            return " + ".join(words.attack_name(str(name)) for name in found)
+    return ""
+
+
+def _attack(name: str) -> str:
+    if name.startswith(f"{ADAPTIVE}_"):
+        return f"{ADAPTIVE} ({words.attack_name(name.removeprefix(f'{ADAPTIVE}_'))})"
+    return "" if name == "none" else words.attack_name(name)
+
+
+def _links(rows: pd.DataFrame) -> pd.Series:
+    """What is defended, and how: in words what the cells' settings say but for attacks, as short as tells them
+    apart."""
+    cells = rows["cell"].fillna("")
+    several = rows.groupby(cells)["defense"].nunique().max() > 1  # defenses of a trained link: not the cells' alone
+    known: dict[tuple[str, ...], str] = {}
+    for cell, defense, aggregator in zip(cells, rows["defense"], rows["aggregator"], strict=True):
+        settings = {key: value for key, value in _settings(cell).items() if key not in ATTACKS}
+        parts = [] if not several else [_defense(defense)]
+        parts += [_setting(key, value) for key, value in settings.items() if not (several and key in DEFENSES)]
+        if not settings and not several:
+            parts = [_defense(defense), *([aggregator] if aggregator not in AVERAGING else [])]
+        known[cell, defense, aggregator] = ", ".join(part for part in parts if part) or _defense(defense)
+    bare = {label: re.sub(r" \([^()]*\)", "", label) for label in known.values()}
+    short = bare if len(set(bare.values())) == len(bare) else {label: label for label in bare}
+    keys = zip(cells, rows["defense"], rows["aggregator"], strict=True)
+    return pd.Series([short[known[key]] for key in keys], index=rows.index, dtype="object")
+
+
+def _defense(name: str) -> str:
+    return "no defense" if name == "none" else words.plain(name).replace("+", " + ")
+
+
+def _setting(key: str, value: str) -> str:
+    if key in DEFENSES or key.endswith("aggregators"):
+        if value.startswith("["):
+            listed = [one if isinstance(one, str) else str(one["kind"]) for one in json.loads(value)]
+            value = "+".join(listed) or "none"
+        return _defense(value) if key in DEFENSES else "" if value == "none" else f"with {words.plain(value)}"
+    if key.endswith("aggregator") or "." not in key:
+        return words.plain(value)
+    return words.cell(f"{key}={value}")

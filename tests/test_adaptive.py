@@ -1,0 +1,232 @@
+"""The name `adaptive`: in each scenario the attack that knows the defenses in use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedsem
+from fedsem import registry
+from fedsem.adaptive import NothingKnown, knowing, knows, with_adaptive
+from fedsem.checks import resolve
+from fedsem.errors import ScenarioError
+from fedsem.hooks.aggregate import Aggregator
+from fedsem.hooks.defense import Defense
+from fedsem.hooks.evasion import Evasion
+from fedsem.registry import names
+from fedsem.scenario import Scenario, check_scenario
+
+BASE: dict[str, Any] = {
+    "name": "t",
+    "compute": {"engine": "local", "device": "cpu"},
+    "data": {"kind": "digits", "train_images": 60, "test_images": 12},
+    "link": {"encoder": {"kind": "cnn", "channel_uses": 4}},
+    "channels": {"down": {"kind": "awgn"}},
+    "tasks": {"label": {"kind": "classification"}},
+    "receivers": {"all": {"count": 5, "tasks": ["label"], "channel": "down", "decoder": "group"}},
+    "train": {"batch": 20},
+    "federation": {"rounds": 1},
+    "attacks": {
+        "fgsm": {"kind": "fgsm", "norm": "linf"},
+        "worst": {"kind": "standard", "norm": "linf", "steps": 2, "objective": {"label": 2.0}},
+        "steps": {"kind": "pgd", "steps": 3, "norm": "linf", "objective": {"label": 2.0}},
+    },
+    "defenses": {
+        "hard": {"kind": "adversarial_training", "norm": "linf", "psr_db": -15, "steps": 1},
+        "blur": {"kind": "mystery"},
+        "secret": {"kind": "secret"},
+    },
+    "evaluation": {
+        "draws": {"attack": 1, "score": 2},
+        "baselines": False,
+        "samples": 0,
+        "grids": [{"attacks": ["none", "fgsm", "worst", "adaptive"], "snr_db": [10], "psr_db": [-20]}],
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defense that an attack of five steps knows, and one that nobody knows."""
+    names("defense")
+
+    class Mystery(Defense):
+        def adaptive(self) -> Mapping[str, Any]:
+            return {"kind": "pgd", "steps": 5}
+
+    class Secret(Defense):
+        pass
+
+    for cls, name in ((Mystery, "mystery"), (Secret, "secret")):
+        cls.kind, cls.group = name, "defense"
+        monkeypatch.setitem(registry._registry["defense"], name, cls)
+
+
+def scenario(used: list[str], **changes: Any) -> Scenario:
+    return with_adaptive(check_scenario({**BASE, "use": {"defenses": used}, **changes}))
+
+
+def listed(defenses: list[str], **changes: Any) -> list[str]:
+    return scenario(defenses, **changes).evaluation.grids[0].attacks
+
+
+def test_in_a_grid_it_has_the_place_of_the_standard_attack() -> None:
+    found = scenario(["blur"])
+    assert found.evaluation.grids[0].attacks == ["none", "fgsm", "worst", "adaptive_worst"]
+    attack = found.attacks["adaptive_worst"]
+    assert (attack.kind, attack.steps, attack.norm, attack.sites) == ("pgd", 5, "linf", ["input"])
+    assert attack.objective == {"label": 2.0}
+
+
+def test_without_a_standard_attack_it_has_that_of_the_first_and_the_options_of_its_own_kind() -> None:
+    grid = {"attacks": ["none", "steps", "fgsm", "adaptive"], "snr_db": [10], "psr_db": [-20]}
+    found = scenario(["blur"], evaluation={"grids": [grid]})
+    # What the defense says goes before what the attack of the same kind has.
+    assert found.attacks["adaptive_steps"] == found.attacks["steps"].model_copy(update={"steps": 5})
+
+
+def test_an_attack_that_knows_the_defense_already_is_not_made_twice() -> None:
+    assert listed(["hard"]) == ["none", "fgsm", "worst"]
+    assert listed([]) == ["none", "fgsm", "worst"]
+
+
+def test_a_defense_that_nobody_knows_leaves_the_whole_unknown() -> None:
+    assert listed(["hard", "secret"]) == ["none", "fgsm", "worst"]
+    found = check_scenario({**BASE, "use": {"defenses": ["secret"]}})
+    worst: Evasion = found.attacks["worst"]
+    assert knowing([found.defenses["secret"]], worst) is None
+    assert not knows(worst, [found.defenses["hard"], found.defenses["secret"]])
+    assert knows(worst, [found.defenses["hard"]])
+    assert not knows(worst, [])
+    assert not knows(found.attacks["fgsm"], [found.defenses["hard"]])
+
+
+def test_an_attack_that_sees_less_than_it_could_does_not_know_a_defense() -> None:
+    tree = {**BASE, "data": {"kind": "digits", "train_images": 60, "test_images": 12, "reserve": 30}}
+    blind = {"knowledge": {"weights": "surrogate"}, "surrogate": {"epochs": 1}}
+    found = check_scenario({**tree, "attacks": {**BASE["attacks"], "worst": BASE["attacks"]["worst"] | blind}})
+    assert not knows(found.attacks["worst"], [found.defenses["hard"]])
+
+
+def test_every_defense_that_says_something_else_has_an_attack_of_its_own() -> None:
+    assert listed(["hard", "blur"]) == ["none", "fgsm", "worst", "adaptive_worst"]
+    grid = {"attacks": ["fgsm", "adaptive"], "snr_db": [10], "psr_db": [-20]}
+    assert listed(["hard", "blur"], evaluation={"grids": [grid]}) == ["fgsm", "adaptive_fgsm", "adaptive_fgsm_2"]
+
+
+def test_each_defense_of_a_trained_link_meets_the_attacks_that_know_it() -> None:
+    """And those in training with it; the link without it is not attacked by what knows nothing of it."""
+    defenses = {
+        "hard": BASE["defenses"]["hard"],
+        "bits": {"kind": "feature_squeezing"},
+        "smooth": {"kind": "feature_squeezing", "bits": 3},
+        "blur": {"kind": "mystery"},
+    }
+    grid = {
+        "attacks": ["none", "worst", "adaptive"],
+        "defenses": ["none", "bits", "smooth"],
+        "psr_db": [-20],
+        "snr_db": [10],
+    }
+    for trained, at_training in (([], []), (["hard"], []), (["blur"], ["adaptive_worst"])):
+        found = scenario(trained, defenses=defenses, evaluation={"grids": [grid]})
+        grids = {tuple(one.defenses): one.attacks[2:] for one in found.evaluation.grids}
+        name = "adaptive_worst" if not at_training else "adaptive_worst_2"
+        assert grids == {("none",): at_training, ("bits", "smooth"): [*at_training, name]}
+        assert found.attacks[name].knowledge.defense == "adaptive"
+        assert found.attacks[name].steps == found.attacks["worst"].steps
+
+
+FORGED = {
+    "flip": {"kind": "sign_flip", "fraction": 0.4, "first_round": 1},
+    "ipm": {"kind": "ipm", "fraction": 0.4},
+}
+
+
+def trained(aggregator: Any, attacks: Mapping[str, Any] = FORGED, **changes: Any) -> Scenario:
+    federation = {"rounds": 1, "aggregator": aggregator, **changes}
+    tree = {**BASE, "evaluation": {}, "attacks": attacks, "federation": federation}
+    return with_adaptive(check_scenario({**tree, "use": {"attacks": ["adaptive"]}}))
+
+
+def test_in_training_it_is_the_line_search_through_the_rule() -> None:
+    found = trained("median")
+    assert found.use.attacks == ["adaptive_ipm"]
+    attack = found.attacks["adaptive_ipm"]
+    assert (attack.kind, attack.search, attack.fraction) == ("ipm", True, 0.4)
+    # Mixing makes a defense of an average too.
+    assert trained("fedavg", pre_aggregators=[{"kind": "nnm", "f": 2}]).use.attacks == ["adaptive_ipm"]
+    assert resolve(found).training_attacks == (attack,)
+
+
+def test_every_rule_but_averaging_has_an_attack_that_knows_it() -> None:
+    known = {kind: cls.model_construct().adaptive() for kind, cls in names("aggregator").items()}  # type: ignore[attr-defined]
+    assert {kind for kind, said in known.items() if said is None} == {"fedavg", "fedprox"}
+    for said in known.values():
+        if said is not None:
+            names("attack")[said["kind"]].model_validate({k: v for k, v in said.items() if k != "kind"})
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "attacks", "said"),
+    [
+        ("fedavg", FORGED, "'fedavg' names none"),
+        ("median", {**FORGED, "more": {"kind": "ipm", "fraction": 0.2}}, "and those differ; make them the same"),
+        ("median", {"adaptive_ipm": {"kind": "ipm"}}, "'attacks.adaptive_ipm': this is what 'adaptive' is called here"),
+    ],
+)
+def test_what_cannot_be_adapted(aggregator: str, attacks: dict[str, Any], said: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        trained(aggregator, attacks)
+    assert said in str(error.value)
+    assert isinstance(error.value, NothingKnown) == (aggregator == "fedavg")
+
+
+def test_it_needs_an_attack_beside_it_and_nobody_may_take_its_name() -> None:
+    with pytest.raises(ScenarioError, match="takes its sites, norm and objective from another attack of the grid"):
+        scenario(["blur"], evaluation={"grids": [{"attacks": ["adaptive"], "snr_db": [10], "psr_db": [-20]}]})
+    with pytest.raises(ScenarioError, match=r"'attacks.adaptive': 'adaptive' is built in"):
+        scenario([], attacks={**BASE["attacks"], "adaptive": {"kind": "fgsm"}})
+    with pytest.raises(ScenarioError, match="attacks need 'psr_db'"):
+        scenario([], evaluation={"grids": [{"attacks": ["adaptive"], "snr_db": [10]}]})
+
+
+def test_the_search_moves_the_rule_no_less_than_any_of_its_fixed_scales() -> None:
+    """Krum among six honest updates and two forgeries, against the whole line by brute force."""
+    from fedsem.hooks.aggregate import Updates
+    from fedsem.hooks.update import Seen
+    from fedsem.streams import Stream
+
+    generator = np.random.default_rng(0)
+    honest = (generator.normal(size=(6, 5)) + 2).astype(np.float32)
+    rule: Aggregator = names("aggregator")["krum"].model_validate({"f": 2})  # type: ignore[assignment]
+
+    def server(forged: np.ndarray) -> np.ndarray:
+        rows = np.concatenate([honest, forged]).astype(np.float32)
+        return rule.aggregate(Updates(rows, np.ones(8), tuple(range(8)))).delta
+
+    said = dict(rule.adaptive() or {})
+    attack = names("attack")[said.pop("kind")].model_validate(said)
+    sent = attack.forge(Seen(honest, tuple(range(6)), honest[:2], server), Stream(0))  # type: ignore[attr-defined]
+    mean = honest.mean(0)
+    found = float(np.linalg.norm(server(sent) - mean))
+    line = [
+        np.linalg.norm(server(np.repeat(-scale * mean[None], 2, 0)) - mean) for scale in np.geomspace(0.004, 250, 400)
+    ]
+    assert found >= 0.9 * max(line)
+    assert found > np.linalg.norm(server(np.repeat(-0.1 * mean[None], 2, 0)) - mean) or found == pytest.approx(
+        max(line)
+    )
+
+
+def test_the_table_says_which_attack_knows_the_defenses(tmp_path: Path) -> None:
+    quick = {"restarts": 1, "other_steps": 1, "universal_steps": 1, "draws": 1, "judged_by": 2}
+    attacks = {**BASE["attacks"], "worst": BASE["attacks"]["worst"] | quick}
+    table = fedsem.run({**BASE, "attacks": attacks, "use": {"defenses": ["hard"]}}, out=tmp_path).table
+    known = table[table["knowledge"].fillna("").str.endswith(", defense: adaptive")]
+    assert set(known["attack"]) == {"worst"}
+    assert set(table["attack"].dropna()) == {"none", "fgsm", "worst"}
