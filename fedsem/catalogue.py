@@ -57,9 +57,9 @@ decoders of each task. NaN and infinite updates are dropped before any rule sees
 updates that a rule assumes, not the number that there are.
 
 Several defenses can be in use at once where they act at different hooks. Secure aggregation is not here: fedsem runs on
-Flower's message API, which does not have it in version 1.41; SecAgg+ (Bell et al., Secure Single-Server Aggregation with
-(Poly)Logarithmic Overhead, 2020) is a workflow of Flower's older API. It would also hide single updates from every rule
-that looks at them: only averages go together with it. A scenario that asks for it is refused.""",
+Flower's message API, which does not have it in version 1.41; SecAgg+ (Bell et al., Secure Single-Server Aggregation
+with (Poly)Logarithmic Overhead, 2020) is a workflow of Flower's older API. It would also hide single updates from every
+rule that looks at them: only averages go together with it. A scenario that asks for it is refused.""",
     ),
 }
 """Groups and opening of each page, by its file in `docs/`."""
