@@ -28,7 +28,7 @@ class Trades(Ascent):
     and sensing, clean from perturbed as in the authors' code. Reconstruction has none: the mean squared distance of the
     two pictures stands in for it, which is that divergence, up to a factor, between normal distributions around them.
     Each task's D counts as its loss does, and is the mean over the channel draws of the step, each draw compared with
-    itself. Dropout draws anew in every pass, so that D counts what it moves, too.
+    itself, with the same dropout.
 
     The ascent climbs D from a random point of the ball, as D has no slope at its centre. It takes about 2 + `steps`
     times the time of plain training.
@@ -42,13 +42,11 @@ class Trades(Ascent):
     def loss(self, step: LocalStep, stream: Stream) -> Tensor:
         psr = self.psr(step, stream)
         sites: dict[str, SiteState] = {name: step.site(name) for name in self.sites}
-        with torch.no_grad():
-            said = [decoding.output for decoding in step.decodings({})]
-        start = self.at_random(sites, psr, stream)
-        delta = self.climb(sites, psr, start, lambda delta: self._moved(step, said, delta))
-        natural = step.loss({})
         clean = [decoding.output for decoding in step.decodings({})]
-        return natural + self.beta * self._moved(step, clean, delta).mean()
+        fixed = [output.detach() for output in clean]
+        start = self.at_random(sites, psr, stream)
+        delta = self.climb(sites, psr, start, lambda delta: self._moved(step, fixed, delta))
+        return step.loss({}) + self.beta * self._moved(step, clean, delta).mean()
 
     def _moved(self, step: LocalStep, clean: list[Tensor], delta: Perturbation) -> Tensor:
         """D of each example, (B,)."""

@@ -251,6 +251,7 @@ class _Step:
         self.progress = progress
         self.means: dict[Branch, Tensor] = {}
         self._clean: Transmission | None = None
+        self._before: tuple[Tensor, ...] = ()
 
     def site(self, name: str) -> SiteState:
         """See `LocalStep`."""
@@ -267,7 +268,7 @@ class _Step:
     def decodings(self, delta: Perturbation) -> list[Decoding]:
         """See `LocalStep`."""
         found = []
-        for branch, heard, truth in self._heard(delta):
+        for branch, heard, truth in self._heard(delta, self._sent_alike(delta)):
             decoder = self.decoders[branch]
             with self._precision(branch, heard):
                 output = decoder(heard).float()
@@ -298,8 +299,23 @@ class _Step:
         if "input" in delta:
             return self.transmitter.send(self.batch.images + delta["input"], gates=True)
         if self._clean is None:
-            self._clean = self.transmitter.send(self.batch.images, gates=True)
+            self._before = _chance(self.plan.device)
+            # Kept for all that is computed of this batch, which may want its gradient though this caller does not.
+            with torch.enable_grad():
+                self._clean = self.transmitter.send(self.batch.images, gates=True)
         return self._clean
+
+    def _sent_alike(self, delta: Perturbation) -> Transmission:
+        """What is sent, with the dropout of the clean batch."""
+        clean = self._sent({})
+        if "input" not in delta:
+            return clean
+        device = self.plan.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.set_rng_state(self._before[0])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(self._before[1], device)
+            return self._sent(delta)
 
     def _share(self, branch: Branch) -> float:
         weight = self.task.branches[branch]
@@ -308,7 +324,7 @@ class _Step:
     def _by_branch(self, delta: Perturbation) -> dict[Branch, Tensor]:
         """Loss of each branch, draw and example, (draws, B)."""
         found = {}
-        for branch, heard, truth in self._heard(delta):
+        for branch, heard, truth in self._heard(delta, self._sent(delta)):
             with self._precision(branch, heard):
                 found[branch] = self.plan.task(branch).objective(self.decoders[branch], heard, truth).float()
         return found
@@ -316,10 +332,9 @@ class _Step:
     def _precision(self, branch: Branch, heard: Tensor) -> torch.autocast:
         return self.transmitter.autocast(heard, painted=self.plan.decoder_format(branch).paints)
 
-    def _heard(self, delta: Perturbation) -> Iterator[tuple[Branch, Tensor, Tensor]]:
+    def _heard(self, delta: Perturbation, sent: Transmission) -> Iterator[tuple[Branch, Tensor, Tensor]]:
         """Each branch, what its decoder decodes, (draws, B, ...), and the truth."""
         plan, transmitter, symbols = self.plan, self.transmitter, self.plan.scenario.link.symbols
-        sent = self._sent(delta)
         interference = self.poisoning.interference(sent.x, self.batch.labels, self.numbers)
         if "air" in delta:
             interference = delta["air"] if interference is None else interference + delta["air"]
@@ -334,6 +349,12 @@ class _Step:
                 received = heard
             truth = self.poisoning.truth(branch, objective.truth(self.batch, drawn.realisation), self.numbers)
             yield branch, received if weight else received.detach(), truth
+
+
+def _chance(device: torch.device) -> tuple[Tensor, ...]:
+    """States of torch's global generators, which dropout reads."""
+    states = (torch.get_rng_state(),)
+    return (*states, torch.cuda.get_rng_state(device)) if device.type == "cuda" else states
 
 
 def _networks(plan: Plan, task: ReceiverTask) -> tuple[Transmitter, dict[Branch, nn.Module]]:

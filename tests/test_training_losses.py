@@ -138,6 +138,35 @@ def test_a_receiver_trains_with_it(made: dict[str, Any]) -> None:
     assert any(bool((other.delta[name] != plain.delta[name]).any()) for name in plain.delta)
 
 
+def test_with_almost_no_weight_trades_is_plain_training() -> None:
+    """The encoder learns from the clean loss, with the channel draws and the dropout of plain training."""
+    plain = reply({})
+    weak = reply({"d": {"kind": "trades", "psr_db": -60, "sites": ["air"], "beta": 1e-9, "steps": 1}})
+    for name, moved in plain.delta.items():
+        assert float((weak.delta[name] - moved).norm()) < 0.02 * float(moved.norm())
+
+
+def test_two_looks_at_a_batch_share_their_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a perturbation the clean and the perturbed outputs are the same, dropout included."""
+    cls = find("defense", "trades")
+    found: list[float] = []
+
+    def loss(self: Any, step: Any, stream: Stream) -> Tensor:
+        nothing = {"input": torch.zeros_like(step.site("input").clean)}
+        pairs = zip(step.decodings({}), step.decodings(nothing), strict=True)
+        found.extend(float((one.output - other.output).detach().abs().max()) for one, other in pairs)
+        clean = step.loss({})
+        found.append(float((step.losses(nothing).mean() - clean).detach().abs()))
+        total: Tensor = clean
+        return total
+
+    monkeypatch.setattr(cls, "loss", loss)
+    assert reply({"d": {"kind": "trades", "psr_db": -20}}).error is None
+    outputs, redrawn = [*found[0:2], *found[3:5]], [found[2], found[5]]  # two tasks, two batches
+    assert max(outputs) < 1e-5
+    assert min(redrawn) > 1e-4  # the plain losses of adversarial training draw it anew, as before
+
+
 def test_before_the_box_grows_interval_training_is_plain_training() -> None:
     plain, early = reply({}), reply({"d": {"kind": "ibp", "psr_db": -20, "start": 0.9, "end": 1.0}})
     assert plain.losses == early.losses

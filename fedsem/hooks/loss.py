@@ -60,7 +60,8 @@ class LocalStep(Protocol):
         ...
 
     def decodings(self, delta: Perturbation) -> Sequence[Decoding]:
-        """The receiver's decoders under a perturbation, each with what it hears and says."""
+        """The receiver's decoders under a perturbation, each with what it hears and says; with the same dropout for all
+        perturbations of the step, so that two of them can be compared."""
         ...
 
     def reach(self, name: str) -> Tensor:
