@@ -390,7 +390,8 @@ def test_the_table_holds_defenses_and_detections(tmp_path: Path) -> None:
             ],
         },
     }
-    table = run(tree, out=tmp_path).table
+    results = run(tree, out=tmp_path)
+    table = results.table
     rows = table[table["stage"] == "evaluate"]
     assert set(rows["defense"]) == {"none", *DEFENSES}
     metrics = {str(name): set(some) for name, some in rows.groupby("defense")["metric"]}
@@ -402,6 +403,16 @@ def test_the_table_holds_defenses_and_detections(tmp_path: Path) -> None:
         "weights: all, signal: exact, channel: statistics"
     }
     assert attacked.loc[attacked["defense"] == "pad", "knowledge"].str.endswith("defense: exact").all()
+    # The report tells the defenses apart, and says what the detector is worth.
+    assert {"accuracy_vs_psr", "alarms_vs_psr"} <= set(results.figures)
+    titles = [axes.get_title("left").replace("\n", " ") for axes in results.plot("accuracy_vs_psr").axes]
+    assert all(any(f"{name} defense" in title for title in titles) for name in DEFENSES)
+    titles = [axes.get_title("left").replace("\n", " ") for axes in results.plot("alarms_vs_psr").axes]
+    assert [title for title in titles if title] == ["label · watch defense"]
+    report = (results.folder / "report.html").read_text(encoding="utf-8")
+    for metric in ("Wrong and not flagged (%)", "Flagged receptions (%)"):
+        assert f"label · watch defense · SNR 10\u00a0dB: {metric}" in report
+        assert f"squeeze defense · SNR 10\u00a0dB: {metric}" not in report
 
 
 def test_what_acts_on_a_trained_link_decides_its_evaluation_and_no_training(tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_the_example_scenario_runs_to_its_end(example: Path, tmp_path: Path) -> 
     assert measured["value"].notna().all()
 
 
+def test_defenses_of_a_trained_link_are_valid_as_they_stand() -> None:
+    (block,) = blocks("feature_squeezing, bits")
+    tree = read_tree("quickstart")
+    plan = resolve(check_scenario({**tree, **block}))
+    assert plan.scenario.evaluation.grids[0].defenses == ["none", "squeeze", "watch"]
+
+
 def test_settings_of_the_mae_link_are_valid_as_they_stand() -> None:
     """What the README shows of it, in the place of what a shipped scenario says."""
     tree = read_tree("table1_mask_ratio")

@@ -61,6 +61,8 @@ METRICS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "accuracy_vs_mask_ratio": ("classification", ("accuracy",)),
     "sensing_vs_snr": ("sensing", ("accuracy", "detection_at_pfa_0.1", "range_accuracy")),
     "sensing_vs_psr": ("sensing", ("accuracy", "detection_at_pfa_0.1", "misses", "ghosts", "reached")),
+    "alarms_vs_psr": ("classification", ("undetected_error", "flagged")),
+    "sensing_alarms_vs_psr": ("sensing", ("undetected_error", "flagged")),
 }
 """Figure over SNR, PSR or mask ratio -> the kind of task that it shows, and the metrics, a panel each."""
 
@@ -171,6 +173,11 @@ PATCH_SNR_HINT = (
     "The better the channel, the more patches fit into the latency budget; the gap between scored and random patches "
     "is what the scorer gains."
 )
+ALARM_HINT = (
+    "What an attack gets past a detector are receptions that are decided wrongly and not flagged: a detector is worth "
+    "what it keeps that curve low by, under the attack that works around it. Without attack the flagged are false "
+    "alarms."
+)
 PATCH_PSR_HINT = "Damage counts as adversarial where it goes beyond that of noise of equal power, the line beside it."
 
 
@@ -224,6 +231,8 @@ FIGURES: dict[str, FigureKind] = {
         lambda table, samples: over_psr.lacks(table, *METRICS["sensing_vs_psr"]),
         sensing_vs_psr,
     ),
+    "alarms_vs_psr": _over("alarms_vs_psr", "Attacks past a detector", ALARM_HINT),
+    "sensing_alarms_vs_psr": _over("sensing_alarms_vs_psr", "Attacks on sensing past a detector", ALARM_HINT),
     "accuracy_vs_mask_ratio": _over("accuracy_vs_mask_ratio", "Accuracy over mask ratio", RATIO_HINT),
     "reconstruction_vs_mask_ratio": _over("reconstruction_vs_mask_ratio", "Reconstruction over mask ratio", RATIO_HINT),
     "detection_vs_mask_ratio": _over("detection_vs_mask_ratio", "Detection over mask ratio", RATIO_HINT),

@@ -41,6 +41,8 @@ def lacks(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> str:
         return f"no {kind} task was evaluated"
     rows = evaluated(table, kind)
     rows = rows[rows["metric"].isin(metrics)]
+    if rows.empty:
+        return f"the table has no {words.listed(metrics, 'or')} of a {kind} task"
     if not (~is_clean(rows) & rows["psr_db"].notna()).any():
         return f"no {kind} task was evaluated under attack; add a grid with 'attacks' and 'psr_db' to the scenario"
     return ""
@@ -57,13 +59,15 @@ def draw(table: pd.DataFrame, kind: Kind, metrics: Sequence[str]) -> Drawing:
     """
     x, other = own_snr(kind), other_snr(kind)
     rows = with_words(evaluated(table, kind))
+    # What tells this figure's links from others of the run belongs into their titles.
+    links = Links(rows[~is_clean(rows) & rows["psr_db"].notna()])
     rows = rows[rows["metric"].isin(metrics)]
     attacked = rows[~is_clean(rows) & rows["psr_db"].notna()]
     apart = _apart(attacked)
     attacked = attacked[~attacked["psr_db"].isin(apart)]
     clean, references = rows[is_clean(rows)], pooled(table, "reference")
     shown = [metric for metric in metrics if (attacked["metric"] == metric).any()]
-    attackers, links = Attackers(table), Links(attacked)
+    attackers = Attackers(table)
     sensing = kind == "sensing"
     families = list(groups(attacked, ["task", *links.columns]))
     most = max(1, min(MOST_SNR, MOST_GROUPS // len(families)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,8 @@ ATTACKED: dict[Kind, str] = {
     "segmentation": "dice",
     "keypoints": "pck",
 }
+ALARMS = ("undetected_error", "flagged")
+"""What the report prints of detectors."""
 MOST_COLUMNS = 9
 MOST_SNR = 4
 
@@ -133,28 +136,31 @@ def clean(table: pd.DataFrame) -> list[Grid]:
 
 
 def under_attack(table: pd.DataFrame) -> list[Grid]:
-    """For each task, link and SNR a grid of attacks over nominal PSR, each with the noise beside it."""
+    """For each task, link and SNR a grid of attacks over nominal PSR, each with the noise beside it; and where there
+    was a detector, what got past it and what it flagged."""
     grids = []
     attackers = Attackers(table)
     for task, kind in task_kinds(table).items():
-        x, other, metric = own_snr(kind), other_snr(kind), ATTACKED[kind]
-        rows = with_words(evaluated(table, kind))
-        rows = rows[(rows["task"] == task) & (rows["metric"] == metric)]
-        attacked = rows[~is_clean(rows) & rows["psr_db"].notna()]
-        if attacked.empty:
-            continue
-        links = Links(attacked)
-        for _, family in groups(attacked, links.columns):
-            points = operating_points(family, kind)
-            for own, made in spread(points, MOST_SNR):
-                here = select_made_at(family[family[x] == own], kind, made)
-                calm = rows[is_clean(rows) & (rows[x] == own)]
-                for column in links.columns:
-                    calm = calm[calm[column] == family[column].iloc[0]]
-                snrs = words.snr(own, kind == "sensing")
-                if here[other].notna().any():
-                    snrs += f" · {words.snr(float(here[other].dropna().iloc[0]), kind != 'sensing')}"
-                grids.append(_attack_grid(task, kind, here, calm, attackers, links.label(family), snrs))
+        x, other = own_snr(kind), other_snr(kind)
+        whole = with_words(evaluated(table, kind))
+        whole = whole[whole["task"] == task]
+        under = whole[~is_clean(whole) & whole["psr_db"].notna()]
+        links = Links(under)
+        for metric in (ATTACKED[kind], *ALARMS):
+            rows, attacked = whole[whole["metric"] == metric], under[under["metric"] == metric]
+            if attacked.empty:
+                continue
+            for _, family in groups(attacked, links.columns):
+                points = operating_points(family, kind)
+                for own, made in spread(points, MOST_SNR):
+                    here = select_made_at(family[family[x] == own], kind, made)
+                    calm = rows[is_clean(rows) & (rows[x] == own)]
+                    for column in links.columns:
+                        calm = calm[calm[column] == family[column].iloc[0]]
+                    snrs = words.snr(own, kind == "sensing")
+                    if here[other].notna().any():
+                        snrs += f" · {words.snr(float(here[other].dropna().iloc[0]), kind != 'sensing')}"
+                    grids.append(_attack_grid(task, kind, metric, here, calm, attackers, links.label(family), snrs))
     return grids
 
 
@@ -204,9 +210,15 @@ def leaks(table: pd.DataFrame) -> list[Grid]:
 
 
 def _attack_grid(
-    task: str, kind: Kind, here: pd.DataFrame, calm: pd.DataFrame, attackers: Attackers, link: str, snrs: str
+    task: str,
+    kind: Kind,
+    metric: str,
+    here: pd.DataFrame,
+    calm: pd.DataFrame,
+    attackers: Attackers,
+    link: str,
+    snrs: str,
 ) -> Grid:
-    metric = ATTACKED[kind]
     at = spread([float(value) for value in sorted(here["psr_db"].unique())], MOST_COLUMNS)
     partner = companions(here)
     noise = here["attack"] == "noise"
@@ -254,7 +266,8 @@ def _cell(row: Mapping[Hashable, Any], metric: str, kind: Kind) -> Cell:
         interval = f"n\u00a0=\u00a0{words.count(float(row['n']))}"
     note = ""
     if pd.notna(row["psr_achieved_db"]) and abs(row["psr_achieved_db"] - row["psr_db"]) >= 0.05:
-        note = f"{words.number(float(row['psr_achieved_db']), 1)}\u00a0dB"
+        achieved = float(row["psr_achieved_db"])
+        note = "nothing" if achieved == -math.inf else f"{words.number(achieved, 1)}\u00a0dB"
     return Cell(text("value"), interval, note)
 
 
