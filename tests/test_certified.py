@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import changed, fresh_link, head, tally
@@ -33,6 +34,9 @@ from fedsem.hooks.binomial import clopper_pearson, outnumbers, rank_above
 from fedsem.hooks.evasion_losses import log_mean
 from fedsem.hooks.vote import Vote
 from fedsem.registry import find
+from fedsem.reporting import figures
+from fedsem.reporting.sample_table import SAMPLE_COLUMNS
+from fedsem.reporting.table import frame
 from fedsem.scenario import check_scenario, dump_scenario
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.reconstruction import Reconstruction
@@ -40,6 +44,7 @@ from fedsem.units import energy, from_db, to_db
 
 AWGN = {"kind": "awgn"}
 RAYLEIGH = {"kind": "rayleigh", "csi": "zf"}
+NO_SAMPLES = pd.DataFrame(columns=list(SAMPLE_COLUMNS))
 LABEL, PICTURE = Classification(), Reconstruction()
 
 
@@ -659,3 +664,49 @@ def test_undefended_figures_stay_as_they_are() -> None:
             [(point.columns["attack"], *map(float, tally(point.metrics, "accuracy").numerator)) for point in plain]
         )
     assert found[0] == found[1]
+
+
+def test_an_adversary_meets_the_noise_that_averaging_leaves_if_it_knows_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the attack of another link would be scored on this one."""
+    met: dict[str, float] = {}
+    attacks = {
+        f"knows_{level}": {"kind": "fgsm", "sites": ["air"], "knowledge": {"defense": level}}
+        for level in ("exact", "none")
+    }
+    averaging = {"kind": "coherent_averaging", "averaged_receptions": 100, "n": 10}
+    link = voting_link(AWGN, averaging, [-20.0], attacks=attacks)
+    draw = Air.attack
+
+    def watched(self: Air, *args: Any, **keys: Any) -> Any:
+        found = draw(self, *args, **keys)
+        met["averaged" if self.link.averaged > 1 else "plain"] = float(found.noise.std())
+        return found
+
+    monkeypatch.setattr(Air, "attack", watched)
+    evaluate(link, lambda done, total: None)
+    assert met["averaged"] == pytest.approx(0.1, rel=0.1)
+    assert met["plain"] == pytest.approx(1, rel=0.1)
+
+
+def test_the_figure_shows_what_is_certified_dashed_beside_what_attacks_leave() -> None:
+    attack = {"kind": "fgsm", "sites": ["air"]}
+    psrs = [-30.0, -20.0, -10.0]
+    link, _ = linear(AWGN, {"kind": "single_shot_certificate", "n": 1000}, -20.0)
+    grid = {"attacks": ["none", "fgsm"], "defenses": ["none", "mine"], "snr_db": [10], "psr_db": psrs}
+    tree = dump_scenario(link.plan.scenario)["evaluation"]
+    link = changed(link, attacks={"fgsm": attack}, evaluation={**tree, "grids": [grid]})
+    found = frame([{"seed": 0, **row} if row.get("seed") is None else row for row in table(link)])
+    drawn = figures.draw("certified_vs_psr", found, NO_SAMPLES)
+    (axes,) = drawn.axes
+    legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert legend == ["mine, certified", "mine, under FGSM", "No defense, under FGSM"]
+    bound = found[found["metric"].eq("certified_accuracy") & found["stage"].eq("certificate")]
+    dashed, solid, plain = axes.lines
+    assert np.asarray(dashed.get_xdata()).tolist() == psrs
+    assert np.asarray(dashed.get_ydata()).tolist() == pytest.approx(list(100 * bound["value"]))
+    assert (dashed.get_linestyle(), solid.get_linestyle()) == ("--", "-")
+    assert dashed.get_color() == solid.get_color() != plain.get_color()
+    assert all(np.asarray(dashed.get_ydata()) <= np.asarray(solid.get_ydata()))
+    without = found[found["stage"] != "certificate"]
+    with pytest.raises(FedsemError, match="no grid names a defense that certifies"):
+        figures.draw("certified_vs_psr", without, NO_SAMPLES)

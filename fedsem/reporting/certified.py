@@ -51,6 +51,7 @@ def draw(table: pd.DataFrame) -> Drawing:
         left = evaluated(table, kind)
         left = left[left["metric"].eq(metric) & left["attack"].isin(named) & left["psr_db"].notna()]
         rows = with_words(pd.concat([bounds.assign(bound=True), left.assign(bound=False)]))
+        rows = rows.assign(defense=rows["defense"].fillna("none"))
         shown.append(rows)
         links, x = Links(rows, without=("defense",)), own_snr(kind)
         several = rows[x].nunique() > 1
