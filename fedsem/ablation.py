@@ -127,8 +127,8 @@ def ablate(
     with _locked(store.folder):
         if lacking := [one.name for one in members if not one.left_out and not (store.folder / one.folder).is_dir()]:
             raise OutputError(
-                f"'{store.folder}' lacks the run of '{lacking[0]}': it was begun with another scenario; start a new "
-                "ablation."
+                f"'{store.folder}' lacks the run of '{lacking[0]}': it was begun with another scenario, or by "
+                "another version of fedsem; start a new ablation."
             )
         return _Schedule(store, checked, members, jobs or at_once(checked), progress).run()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedsem.adaptive import with_adaptive
 from fedsem.errors import OutputError, closest
 from fedsem.evaluation.point import load_points
 from fedsem.evaluation.tabulate import differences
@@ -45,10 +46,12 @@ def compare(folder: str | Path, attack: str, other: str) -> pd.DataFrame:
 
     store = Store.open(Path(folder))
     scenario = check_scenario(read_tree(store.folder / "scenario.yaml"))
+    named = set(scenario.attacks)
+    for cell in cells(scenario):  # what `adaptive` stands for is called after them
+        named |= set(with_adaptive(check_scenario(cell.tree)).attacks)
     for name in (attack, other):
-        if name not in scenario.attacks:
-            hint = closest(name, scenario.attacks)
-            raise OutputError(f"The run in '{folder}' has no attack '{name}' in its scenario.{hint}")
+        if name not in named:
+            raise OutputError(f"The run in '{folder}' has no attack '{name}' in its scenario.{closest(name, named)}")
     rows = []
     for number, cell in enumerate(cells(scenario)):
         points = [load_points(store.evaluation(number, seed)) for seed in scenario.seeds]

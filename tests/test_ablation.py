@@ -323,6 +323,7 @@ def test_after_ctrl_c_the_rest_is_computed_and_nothing_else(tmp_path: Path) -> N
     pd.testing.assert_frame_equal(without(other, "cell", "verdict"), without(alone, "cell", "verdict"))
 
 
+@pytest.mark.slow
 def test_a_killed_ablation_leaves_nobody_training(tmp_path: Path) -> None:
     process = started(tmp_path)
     folder: Path = wait_for(lambda: second_runs(tmp_path))

@@ -194,6 +194,15 @@ def _compose(panels: Sequence[Panel], table: pd.DataFrame, shown: pd.DataFrame) 
             _draw(figure, axes, panel, some, count, columns, label_width)
         left_out = sum(len(panel.links) - count for panel, count in zip(panels, lines, strict=True))
         finish(figure, {}, _caption(panels, left_out, table, shown), sum(heights))
+        figure.set_layout_engine(None)
+        width, top = (float(inches) for inches in figure.get_size_inches())
+        whole = top
+        for axes, count, head, height in zip(grid[:, 0], lines, head_heights, heights, strict=True):
+            bottom = top - head - CELL_HEIGHT * count
+            axes.set_position(
+                (label_width / width, bottom / whole, CELL_WIDTH * columns / width, CELL_HEIGHT * count / whole)
+            )
+            top -= height
         settle(figure)
     return figure
 
@@ -231,7 +240,7 @@ def _draw(
             digits = shown.digits if not shown.share else 1
             axes.text(j, i - 0.17, words.number(one.value, digits), size=7.5, weight=weight, **style)
             if one.low < one.high:
-                whole = 0 if shown.share else digits
+                whole = 0 if shown.share and round(one.high) > round(one.low) else digits
                 interval = f"[{words.number(one.low, whole)}, {words.number(one.high, whole)}]"
                 axes.text(j, i + 0.24, interval, size=5.4, **style)
     axes.axvline(len(panel.columns) - 1.5, color="white", lw=3, zorder=5)
