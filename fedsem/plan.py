@@ -17,6 +17,7 @@ from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.augmentation import Augmentation
 from fedsem.hooks.loss import LossDefense
+from fedsem.hooks.monitor import Monitor
 from fedsem.hooks.sanitise import DataFilter
 from fedsem.hooks.update_defense import UpdateDefense
 from fedsem.link import Transmitter
@@ -138,6 +139,12 @@ class Plan:
         """The defenses that choose what receivers train on, in their order."""
         named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
         return tuple(defense for defense in named if isinstance(defense, DataFilter))
+
+    @cached_property
+    def monitors(self) -> dict[str, Monitor]:
+        """What the server watches after every round, by name."""
+        named = {name: self.scenario.defenses[name] for name in self.scenario.use.defenses}
+        return {name: defense for name, defense in named.items() if isinstance(defense, Monitor)}
 
     def accomplices(self, seed: int) -> frozenset[int]:
         """Receivers that work for an adversary in training: what their own decoders say is nobody's loss."""

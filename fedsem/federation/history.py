@@ -12,7 +12,7 @@ from fedsem.plan import Plan, asked_per_round, describe
 def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, Any]]:
     """For each round: training loss by task, the receivers that failed and whose updates were rejected; of malicious
     receivers, and of rules that leave updates out, for each aggregation group how many; how many poisoned and clean
-    samples filters left out, of so many that the answering receivers hold; how
+    samples filters left out, of so many that the answering receivers hold; what monitors say of so many images; how
     many receivers have a decoder that no valid update has reached yet, so that it is as it was initialised; and how
     many updates a defense has shortened, with what it says of itself after each round, such as an epsilon."""
     branches = {branch.key: branch for branch in plan.branches}
@@ -55,6 +55,11 @@ def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, An
             ):
                 if count:
                     yield {**common, "metric": metric, "value": float(out), "n": count}
+        watched = plan.dataset.reserve
+        for name, (drift, score) in record.monitored.items():
+            measured = (("feature_drift", drift), ("drift_score", score), ("drift_alarm", float(score > 1)))
+            for metric, value in measured:
+                yield {**common, "defense": name, "metric": metric, "value": value, "n": len(watched or ())}
         if plan.scenario.federation.kind == "flower":
             for number in {*record.asked} - {*record.failed} - {*record.rejected}:
                 trained |= decoders[number]
