@@ -44,7 +44,7 @@ def evaluation_code(plan: Plan) -> str:
     """Hash of what decides an evaluation: all of `training_code`, the evaluation's sources, and the attacks."""
     # Grids name the Gaussian noise without a plug-in of the scenario.
     return _hash(
-        (*_TRAINING, "adaptive.py", "evaluation", "surrogate.py"),
+        (*_TRAINING, "adaptive.py", "evaluation", "repairing.py", "surrogate.py"),
         [plan.scenario, find("attack", "noise").model_validate({})],
     )
 
