@@ -40,7 +40,7 @@ against malicious updates is on [another page](defenses.md).""",
         """# Defenses
 
 The defenses that come with fedsem, by the hook at which they act: how the server combines the receivers' updates, what
-it does to them before, and what receivers minimise.
+it does to them before, what receivers train on, and what they minimise.
 
 ```yaml
 federation:

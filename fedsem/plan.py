@@ -17,6 +17,8 @@ from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.augmentation import Augmentation
 from fedsem.hooks.loss import LossDefense
+from fedsem.hooks.monitor import Monitor
+from fedsem.hooks.sanitise import DataFilter
 from fedsem.hooks.update_defense import UpdateDefense
 from fedsem.link import Transmitter
 from fedsem.models.detector_loss import truth_of
@@ -131,6 +133,18 @@ class Plan:
         """The defense that limits what receivers send."""
         named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
         return next((defense for defense in named if isinstance(defense, UpdateDefense)), None)
+
+    @cached_property
+    def data_filters(self) -> tuple[DataFilter, ...]:
+        """The defenses that choose what receivers train on, in their order."""
+        named = (self.scenario.defenses[name] for name in self.scenario.use.defenses)
+        return tuple(defense for defense in named if isinstance(defense, DataFilter))
+
+    @cached_property
+    def monitors(self) -> dict[str, Monitor]:
+        """What the server watches after every round, by name."""
+        named = {name: self.scenario.defenses[name] for name in self.scenario.use.defenses}
+        return {name: defense for name, defense in named.items() if isinstance(defense, Monitor)}
 
     def accomplices(self, seed: int) -> frozenset[int]:
         """Receivers that work for an adversary in training: what their own decoders say is nobody's loss."""

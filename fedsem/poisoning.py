@@ -64,6 +64,11 @@ class Poisoning:
                 )
             )
 
+    @property
+    def samples(self) -> np.ndarray:
+        """Numbers of the images that are poisoned, each once."""
+        return np.unique(np.concatenate([[], *(one.samples.cpu().numpy() for one in self.active)])).astype(np.int64)
+
     def examples(self, batch: Examples, numbers: Tensor) -> Examples:
         """A batch with the images that the receiver learns from, after augmentation."""
         images = batch.images

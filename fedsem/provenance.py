@@ -21,8 +21,8 @@ from fedsem.registry import Options, find
 
 _HERE = Path(__file__).parent
 _TRAINING = (
-    "channels", "data", "federation", "hooks", "link.py", "models", "plan.py", "poisoning.py", "scenario.py",
-    "stepping.py", "streams.py", "tasks", "training.py", "units.py",
+    "channels", "data", "federation", "hooks", "link.py", "models", "plan.py", "poisoning.py", "sanitising.py",
+    "scenario.py", "stepping.py", "streams.py", "tasks", "training.py", "units.py",
 )  # fmt: skip
 _LIBRARIES = (
     *("flwr-datasets", "numpy", "pillow", "pycocotools", "scikit-learn", "scipy", "torch", "torchattacks"),
@@ -44,7 +44,7 @@ def evaluation_code(plan: Plan) -> str:
     """Hash of what decides an evaluation: all of `training_code`, the evaluation's sources, and the attacks."""
     # Grids name the Gaussian noise without a plug-in of the scenario.
     return _hash(
-        (*_TRAINING, "adaptive.py", "evaluation", "surrogate.py"),
+        (*_TRAINING, "adaptive.py", "evaluation", "repairing.py", "surrogate.py"),
         [plan.scenario, find("attack", "noise").model_validate({})],
     )
 

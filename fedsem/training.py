@@ -22,6 +22,7 @@ from fedsem.hooks.loss import Decoding
 from fedsem.link import Transmission, Transmitter
 from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
+from fedsem.sanitising import sanitised
 from fedsem.scenario import Optimizer, Uniform
 from fedsem.stepping import Untouched
 from fedsem.streams import Stream
@@ -76,6 +77,7 @@ class Reply:
         decoders: new parameters of its decoders, by branch key.
         optimizer: the optimiser's state, if it was asked for.
         losses: mean training loss of each branch over the last epoch.
+        removed: what its filters left out (`fedsem.sanitising.Sanitised`); None where none acts.
         error: why it failed; everything else is then empty.
     """
 
@@ -85,6 +87,7 @@ class Reply:
     decoders: dict[str, Parameters] = field(default_factory=dict)
     optimizer: Parameters = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    removed: tuple[int, int, int, int] | None = None
     error: str | None = None
 
 
@@ -134,8 +137,8 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     Its loss is sum_t lambda_t L_t / sum_t lambda_t over its branches, plus mu/2 ||w - w_global||^2 over the encoder:
     normalised, because lambda also weighs the receiver in the shared average (design section 4). Decoders of tasks with
     lambda = 0 learn from L_t, of which no gradient goes further back. A malicious receiver learns from what its attacks
-    make of its samples. Defenses of the hook `data` change every batch; one of the hook `loss` minimises something else
-    in place of the loss.
+    make of its samples. Defenses of the hook `data` leave samples out before, or change every batch; one of the hook
+    `loss` minimises something else in place of the loss.
     """
     config, device = plan.scenario.train, plan.device
     stream = Stream(task.seed).child("train", task.receiver, task.round)
@@ -148,8 +151,11 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     augment = stream.child("augment").torch(device)
     snr = stream.child("snr").torch(device)
     air = {branch: stream.child("air", branch.key).torch(device) for branch in task.branches}
-    indices = torch.from_numpy(np.ascontiguousarray(task.indices))
     poisoning = Poisoning(plan, task.receiver, task.seed, task.round, task.indices)
+    clean = sanitised(
+        plan, task.receiver, task.seed, task.round, list(task.branches), task.indices, transmitter, poisoning
+    )
+    indices = torch.from_numpy(np.ascontiguousarray(clean.indices))
     untouched = Untouched(
         plan,
         task.receiver,
@@ -201,6 +207,7 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
         decoders={branch.key: detached(decoder) for branch, decoder in decoders.items()},
         optimizer=_state(optimizer, parameters) if task.keep_optimizer else {},
         losses={branch.key: float(total) / len(indices) for branch, total in sums.items()},
+        removed=clean.removed,
     )
 
 

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import fedtrimmedavg
 from flwr.serverapp.strategy import multikrum as flower_multikrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fedsem.defenses.distances import distances, gram
 from fedsem.errors import FederationError
@@ -28,7 +29,7 @@ RULES, BEFORE = sorted(names("aggregator")), sorted(names("pre_aggregator"))
 SEEDS = st.integers(0, 2**31)
 UNMOVED = {"fedavg", "fedprox", "krum", "multi_krum", "median", "trimmed_mean", "geometric_median", "bulyan", "meamed"}
 """Rules without a point of their own: moving all deltas moves the result alike."""
-NOT_ALONE = {"fedavg", "fedprox", "foolsgold"}
+NOT_ALONE = {"fedavg", "fedprox", "foolsgold", "reputation"}
 """Rules that one malicious update may move anywhere."""
 
 
@@ -367,6 +368,87 @@ def test_foolsgold_remembers_who_was_like_whom() -> None:
     np.testing.assert_array_equal(memory["receivers"], range(5))
     with pytest.raises(FederationError, match="whose update is which"):
         rule_.aggregate(before("bucketing").prepare(sent))
+
+
+def adaptive_federated_averaging(rounds: list[np.ndarray], weights: np.ndarray) -> list[np.ndarray]:
+    """Algorithm 1 of the paper as a plain loop, with the defaults: which updates are good in each round."""
+    count, found = len(weights), []
+    alpha, beta_, blocked = np.full(count, 3.0), np.full(count, 3.0), np.zeros(count, bool)
+    for deltas in rounds:
+        good, xi = [k for k in range(count) if not blocked[k]], 2.0
+        while True:
+            p = alpha / (alpha + beta_)
+            mean = sum(p[k] * weights[k] * deltas[k] for k in good) / sum(p[k] * weights[k] for k in good)
+            s = {k: mean @ deltas[k] / np.linalg.norm(mean) / np.linalg.norm(deltas[k]) for k in good}
+            values = np.array(list(s.values()))
+            if values.mean() < np.median(values):
+                out = [k for k in good if s[k] < np.median(values) - xi * values.std()]
+            else:
+                out = [k for k in good if s[k] > np.median(values) + xi * values.std()]
+            if not out:
+                break
+            good, xi = [k for k in good if k not in out], xi + 0.5
+        for k in range(count):
+            if not blocked[k]:
+                alpha[k] += k in good
+                beta_[k] += k not in good
+        blocked |= stats.beta.cdf(0.5, alpha, beta_) > 0.95
+        found.append(np.isin(np.arange(count), good))
+    return found
+
+
+@given(n=st.integers(4, 12), d=st.integers(5, 60), seed=SEEDS)
+@settings(deadline=None, max_examples=20)
+def test_reputation_is_that_of_a_plain_loop_over_rounds(n: int, d: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights, bad = rng.integers(1, 9, n).astype(np.float64), rng.integers(n)
+    rounds = [normal(n, d, seed + i, np.float64) for i in range(6)]
+    for deltas in rounds:
+        deltas[bad] *= -3
+    memory: dict[str, np.ndarray] = {}
+    for deltas, good in zip(rounds, adaptive_federated_averaging(rounds, weights), strict=True):
+        sent = replace(updates(deltas), weights=weights, memory=memory)
+        made = rule("reputation").aggregate(sent)
+        assert made.kept is not None
+        np.testing.assert_array_equal(made.kept, good)
+        # What counts in a round is what was known before it.
+        counts = memory.get("counts", np.zeros((n, 2)))
+        share = weights * (counts[:, 0] + 3) / (counts.sum(1) + 6) * good
+        np.testing.assert_allclose(made.delta, share @ deltas / share.sum(), rtol=1e-6, atol=1e-9)
+        memory = dict(made.memory)
+
+
+def test_a_bad_reputation_lasts() -> None:
+    """A receiver that lies for six rounds is blocked, and stays so when it tells the truth; one that is away keeps its
+    reputation; and whose was bad at first is forgiven where rounds are forgotten."""
+    rng = np.random.default_rng(0)
+    memory: dict[str, np.ndarray] = {}
+    forgiving: dict[str, np.ndarray] = {}
+    for round_ in range(12):
+        present = tuple(i for i in range(8) if i != 7 or round_ < 3)
+        deltas = (1 + 0.3 * rng.standard_normal((len(present), 400))).astype(np.float32)
+        if round_ < 6:
+            deltas[2] *= -1
+        sent = replace(updates(deltas), receivers=present)
+        made = rule("reputation").aggregate(replace(sent, memory=memory))
+        other = rule("reputation", forgetting=0.5, block=1.0).aggregate(replace(sent, memory=forgiving))
+        memory, forgiving = dict(made.memory), dict(other.memory)
+        assert made.kept is not None
+        assert other.kept is not None
+        assert not made.kept[2]
+        assert round_ >= 6 or not other.kept[2]
+    # Beta(3, 3 + b): b = 6 is the first with a probability above 0.95 below one half.
+    np.testing.assert_array_equal(memory["blocked"], np.arange(8) == 2)
+    assert memory["counts"][2].tolist() == [0, 6]
+    assert memory["counts"][7].sum() == 3
+    assert stats.beta.cdf(0.5, 3, 8) < 0.95 < stats.beta.cdf(0.5, 3, 9)
+    assert forgiving["counts"][2, 0] > forgiving["counts"][2, 1]
+    with pytest.raises(FederationError, match="use no pre-aggregator that merges"):
+        rule("reputation").aggregate(before("bucketing").prepare(sent))
+    everybody = replace(sent, memory={**memory, "blocked": np.ones(8, np.int64)})
+    kept = rule("reputation").aggregate(everybody).kept
+    assert kept is not None
+    assert kept.any()
 
 
 def test_centred_clipping_goes_on_from_the_round_before() -> None:

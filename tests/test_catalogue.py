@@ -104,6 +104,9 @@ def test_all_defenses_stand_on_the_page_under_their_hook() -> None:
     assert under["differential_privacy"] == "Hook `update`"
     assert under["feature_squeezing"] == "Hook `transform`"
     assert under["symbol_anomaly"] == "Hook `detector`"
+    assert under["spectral_signatures"] == "Hook `data`, in every round"
+    assert under["drift_monitor"] == "Hook `monitor`"
+    assert under["neural_cleanse"] == "Hook `model`"
 
 
 def test_a_page_that_there_is_not_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""A trained link behind a defense that acts at test time."""
+"""A trained link behind a defense that acts at test time, or after a repair."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fedsem.evaluation.repaired import repaired
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
+from fedsem.hooks.repair import Repair
 from fedsem.hooks.transform import Transform
 from fedsem.hooks.vote import Vote
 
@@ -23,6 +25,8 @@ def defended(link: TrainedLink, defense: Defense | None, known: bool = False) ->
     """
     if defense is None:
         return link
+    if isinstance(defense, Repair):
+        return repaired(link, defense)
     if isinstance(defense, Vote):
         # Of noisy copies an adversary meets the noise, and the mean over its draws.
         noisy = defense if isinstance(defense, Transform) else None

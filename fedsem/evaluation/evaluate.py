@@ -21,6 +21,7 @@ from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.leakage import measure_leakage, steps, without_leakage
 from fedsem.evaluation.point import Point, Tally
 from fedsem.evaluation.problem import LinkProblem
+from fedsem.evaluation.repaired import findings
 from fedsem.evaluation.samples import Samples
 from fedsem.evaluation.score import Key, Scorer, key_of
 from fedsem.evaluation.trained import Listener, Mode, TrainedLink
@@ -28,6 +29,7 @@ from fedsem.hooks.budget import gaussian
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion, Perturbation
+from fedsem.hooks.repair import Repair
 from fedsem.hooks.transform import Transform
 from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import describe
@@ -95,6 +97,9 @@ def evaluate(
             point.twin = None if point.twin is None else first + point.twin
         whole.points += part.points
         whole.samples += part.samples
+    found, triggers_found = findings(link)
+    whole.points += found
+    whole.samples += triggers_found
     leaks, pictures = measure_leakage(link, whole.points, counter.step)
     whole.points += leaks
     whole.samples += pictures
@@ -399,7 +404,9 @@ class _Evaluation:
             stolen = defended(stolen, met, known=level == "adaptive")
             alarms = self.surrogate_alarms.get(name)
             surrogate = LinkProblem(stolen, Air(stolen), attack, *snrs, alarms=alarms)
-        seen = defended(self.plain, met, known=level == "adaptive")
+        # Whoever knows the link's weights knows those that it has after a repair.
+        mended = self.defense if isinstance(self.defense, Repair) and level != "none" else met
+        seen = defended(self.plain, mended, known=level == "adaptive")
         alike = seen.transform is self.link.transform and seen.averaged == self.link.averaged
         air = self.air if alike else Air(seen)
         alarms = None if detector is None else self.scorer.alarms

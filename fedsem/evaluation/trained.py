@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedsem.channels.channel import Realisation
 from fedsem.evaluation.oracle import greedy_order
 from fedsem.hooks.detector import Detector
+from fedsem.hooks.repair import Repaired
 from fedsem.hooks.transform import Transform
 from fedsem.hooks.vote import Vote
 from fedsem.link import Transmission, Transmitter
@@ -71,6 +72,7 @@ class TrainedLink:
         known: whether the transform is differentiated by way of its stand-in, as an adversary does who knows it.
         orders: of every test image's patches, the best first, (N, L), by the strategy that ranks them; filled as they
             are asked for, and shared by all modes of a link (`in_mode`).
+        repairs: what each repair made of it, by its name; filled and shared likewise.
     """
 
     plan: Plan
@@ -84,6 +86,7 @@ class TrainedLink:
     vote: Vote | None = None
     known: bool = False
     orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    repairs: dict[str, Repaired] = field(default_factory=dict, init=False, repr=False)
 
     def without(self, receivers: frozenset[int]) -> TrainedLink:
         """The same link without the decoders that only these receivers have; all of them where nobody else has any."""
@@ -94,6 +97,7 @@ class TrainedLink:
         """The same link, driven otherwise."""
         link = replace(self, mode=mode)
         object.__setattr__(link, "orders", self.orders)
+        object.__setattr__(link, "repairs", self.repairs)
         return link
 
     def send(

@@ -51,6 +51,7 @@ def train_centrally(job: Job, report: Report) -> None:
             asked=[0],
             losses=reply.losses,
             examples=dict.fromkeys(reply.losses, reply.examples),
+            removed=list(reply.removed or ()),
         )
         decoders = {f"central/{key}": parameters for key, parameters in reply.decoders.items()}
         state = FederationState(

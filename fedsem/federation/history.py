@@ -11,9 +11,10 @@ from fedsem.plan import Plan, asked_per_round, describe
 
 def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, Any]]:
     """For each round: training loss by task, the receivers that failed and whose updates were rejected; of malicious
-    receivers, and of rules that leave updates out, for each aggregation group how many; how many receivers have a
-    decoder that no valid update has reached yet, so that it is as it was initialised; and how many updates a defense
-    has shortened, with what it says of itself after each round, such as an epsilon."""
+    receivers, and of rules that leave updates out, for each aggregation group how many; how many poisoned and clean
+    samples filters left out, of so many that the answering receivers hold; what monitors say of so many images; how
+    many receivers have a decoder that no valid update has reached yet, so that it is as it was initialised; and how
+    many updates a defense has shortened, with what it says of itself after each round, such as an epsilon."""
     branches = {branch.key: branch for branch in plan.branches}
     decoders = [{owner(plan, receiver, branch) for branch in receiver.branches} for receiver in plan.receivers]
     trained: set[str] = set()
@@ -46,6 +47,19 @@ def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, An
             for metric, some in (("dropped_malicious", everyone & bad), ("dropped_honest", everyone - bad)):
                 value = float(len(some.intersection(dropped)))
                 yield {**common, **_of(plan, group), "metric": metric, "value": value, "n": len(some)}
+        if record.removed:
+            bad_out, bad_all, good_out, good_all = record.removed
+            for metric, out, count in (
+                ("removed_poisoned", bad_out, bad_all),
+                ("removed_clean", good_out, good_all),
+            ):
+                if count:
+                    yield {**common, "metric": metric, "value": float(out), "n": count}
+        watched = plan.dataset.reserve
+        for name, (drift, score) in record.monitored.items():
+            measured = (("feature_drift", drift), ("drift_score", score), ("drift_alarm", float(score > 1)))
+            for metric, value in measured:
+                yield {**common, "defense": name, "metric": metric, "value": value, "n": len(watched or ())}
         if plan.scenario.federation.kind == "flower":
             for number in {*record.asked} - {*record.failed} - {*record.rejected}:
                 trained |= decoders[number]

@@ -75,6 +75,7 @@ def encode_replies(replies: Sequence[Reply]) -> RecordDict:
             "examples": reply.examples,
             "losses": reply.losses,
             "decoders": sorted(reply.decoders),
+            "removed": reply.removed,
             "error": reply.error,
         }
         for reply in replies
@@ -102,6 +103,7 @@ def decode_replies(record: RecordDict) -> list[Reply]:
             delta=deltas.get(str(entry["receiver"]), {}),
             decoders={key: {} for key in entry["decoders"]} | decoders.get(str(entry["receiver"]), {}),
             losses=entry["losses"],
+            removed=None if entry["removed"] is None else tuple(entry["removed"]),
             error=entry["error"],
         )
         for entry in json.loads(str(record.config_records["config"]["replies"]))

@@ -363,6 +363,8 @@ def _count(plan: Plan, state: FederationState, record: RoundRecord, valid: Seque
             examples[branch.key] = examples.get(branch.key, 0) + reply.examples
     record.losses.update({key: total / examples[key] for key, total in totals.items()})
     record.examples.update(examples)
+    filtered = [reply.removed for reply in valid if reply.removed is not None]
+    record.removed = [sum(counts) for counts in zip(*filtered, strict=True)]
     record.bytes_up = sum(travelling(plan.receivers[reply.receiver]) for reply in valid)
     record.bytes_down = sum(travelling(plan.receivers[number]) for number in record.asked)
 

@@ -31,6 +31,9 @@ class RoundRecord:
         examples: images behind each of `losses`.
         kept, dropped: by aggregation group receivers whose updates its rule took and left out; a rule that chooses none
             has no entry.
+        removed: samples that receivers left out before training, summed over valid replies, as
+            `fedsem.sanitising.Sanitised.removed`; empty where no filter acts.
+        monitored: drift and score of each monitor, by its name.
         malicious: by aggregation group (`shared`, or a decoder's owner) valid updates of malicious receivers, and all.
         clipped: receivers whose update a defense has shortened to its limit.
         bytes_up: parameters sent by receivers, in bytes.
@@ -47,6 +50,8 @@ class RoundRecord:
     kept: dict[str, list[int]] = field(default_factory=dict)
     dropped: dict[str, list[int]] = field(default_factory=dict)
     clipped: list[int] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+    monitored: dict[str, list[float]] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedsem.federation.adversaries import forged
 from fedsem.federation.engine import single_thread
 from fedsem.federation.job import Job, Report
+from fedsem.federation.monitoring import watch
 from fedsem.federation.records import decode_replies, encode_tasks
 from fedsem.federation.root import root_update
 from fedsem.federation.rounds import combine, sample, tasks
@@ -68,7 +69,10 @@ class ReceiverStrategy(FedAvg):
         with single_thread():
             root = root_update(self.plan, self.job.seed, self.state)
         received, malicious = forged(self.plan, self.job.seed, self.state, received, root)
-        self.state = combine(self.plan, self.job.seed, self.state, self.asked, received, root)
+        before = self.state
+        self.state = combine(self.plan, self.job.seed, before, self.asked, received, root)
+        with single_thread():
+            watch(self.plan, before, self.state)
         record = self.state.history[-1]
         record.malicious.update(malicious)
         for trouble, who in (("failed", record.failed), ("rejected", record.rejected)):

@@ -43,7 +43,8 @@ decoder said of the image: a class name, or whether a target is there. Of a tran
 arrived of the image (NaN elsewhere) or, where all of it was sent, `scene` the image; `painted` what the receiver
 painted; all at most 112 pixels wide; and `boxes` what a detector found in it: (boxes, 6) with corners in shares of the
 picture's side, score and category. Of an attack on privacy, `private` is the picture and `leaked` what the adversary
-made of it; `round` tells updates before the first round, 0, from those after the last.
+made of it; `round` tells updates before the first round, 0, from those after the last. `trigger` is what a repair has
+worked out of a backdoor, on black, with the class that it leads to as its label.
 """
 
 
