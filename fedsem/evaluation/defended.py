@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedsem.evaluation.repaired import repaired
 from fedsem.evaluation.trained import TrainedLink
+from fedsem.hooks.certificate import Certificate
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.repair import Repair
@@ -16,14 +17,14 @@ from fedsem.hooks.vote import Vote
 
 
 def defended(link: TrainedLink, defense: Defense | None, known: bool = False) -> TrainedLink:
-    """The link behind a defense; the link itself for None.
+    """The link behind a defense; the link itself for None, and for what only says what holds of it.
 
     Args:
         link: the trained link.
         defense: acts on a trained link.
         known: whether a transform is differentiated by way of its stand-in, as an adversary does who knows it.
     """
-    if defense is None:
+    if defense is None or isinstance(defense, Certificate):
         return link
     if isinstance(defense, Repair):
         return repaired(link, defense)

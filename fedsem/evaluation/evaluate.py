@@ -16,6 +16,7 @@ from fedsem.evaluation.air import Air
 from fedsem.evaluation.airtime import airtime, most_patches
 from fedsem.evaluation.backdoor import Triggers, triggers_of, without_triggers
 from fedsem.evaluation.baselines import reference_points
+from fedsem.evaluation.certified_decoder import certified_accuracy
 from fedsem.evaluation.defended import defended
 from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.leakage import measure_leakage, steps, without_leakage
@@ -25,7 +26,9 @@ from fedsem.evaluation.repaired import findings
 from fedsem.evaluation.samples import Samples
 from fedsem.evaluation.score import Key, Scorer, key_of
 from fedsem.evaluation.trained import Listener, Mode, TrainedLink
+from fedsem.evaluation.voting import together
 from fedsem.hooks.budget import gaussian
+from fedsem.hooks.certificate import Certificate
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion, Perturbation
@@ -320,10 +323,13 @@ class _Evaluation:
                 self.samples.add(self.scorer.receptions, {}, at.snr_db, {"attack": "none"})
 
     def certify(self, grid: Grid) -> None:
-        """What votes certify at every PSR of the grid, for clean receptions that have been scored."""
-        if self.link.vote is None or self.scorer.ballots is None:
+        """What is certified at every PSR of the grid, for clean receptions that have been scored."""
+        if self.link.vote is not None:
+            site, norm = self.link.vote.site, "l2"
+        elif isinstance(self.defense, Certificate):
+            site, norm = "air", "linf"
+        else:
             return
-        site = self.link.vote.site
         for at, sensing, psr_db in product(_snr_pairs(grid), (False, True), grid.psr_db or []):
             groups: dict[Key, list[Listener]] = {}
             for listener in self.listeners(sensing, self.tasks(grid)):
@@ -339,13 +345,24 @@ class _Evaluation:
                     "stage": "certificate",
                     "attack": "none",
                     "sites": site,
-                    "norm": "l2",
+                    "norm": norm,
                     "psr_db": psr_db,
                     _axis(sensing): snr_db,
                 }
                 if site == "air":
                     columns["pnr_db"] = psr_db + snr_db
-                self.points.append(Point(columns, self.scorer.ballots.certified(listeners, snr_db, psr_db)))
+                self.points.append(Point(columns, self.certified(listeners, snr_db, psr_db)))
+
+    def certified(self, listeners: Sequence[Listener], snr_db: float, psr_db: float) -> Mapping[str, Tally]:
+        """What is certified for these listeners together."""
+        if self.scorer.ballots is not None:
+            return self.scorer.ballots.certified(listeners, snr_db, psr_db)
+        assert isinstance(self.defense, Certificate)
+        found = [
+            certified_accuracy(self.defense, self.link, self.air, one, [snr_db], [psr_db])[snr_db, psr_db]
+            for one in listeners
+        ]
+        return together([{"certified_accuracy": tally} for tally in found])
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy
@@ -471,9 +488,9 @@ class _Evaluation:
             }
             content = self.link.plan.scenario
             trained = [content.defenses[defense] for defense in content.use.defenses]
-            if self.defense == "none" and knows(attack, trained):
+            if self.name == "none" and knows(attack, trained):
                 columns["knowledge"] += ", defense: adaptive"
-            elif self.defense != "none" and knowing(trained, attack) is None:
+            elif self.name != "none" and knowing(trained, attack) is None:
                 columns["knowledge"] += " but for training"
             if knowledge.weights != "none" and knowledge.signal == "statistics":
                 held = "reserve" if self.link.plan.dataset.reserve else "training images"
