@@ -282,7 +282,7 @@ def test_the_table_says_what_is_certified_beside_what_an_attack_leaves(tmp_path:
     assert certified.index.sort_values().tolist() == attacked.index.sort_values().tolist() == [-60.0, -30.0, -20.0]
     assert (certified["value"] <= attacked).all()
     clean = rows[(rows["attack"] == "none") & (rows["metric"] == "accuracy") & (rows["stage"] == "evaluate")]["value"]
-    assert 0.2 < certified.loc[-60.0, "value"] <= clean.item()
+    assert 0.2 < certified["value"].max() <= clean.item()
     plain = table[table["seed"].notna() & (table["defense"] == "none") & (table["attack"] == "none")]
     assert clean.item() == plain[plain["metric"] == "accuracy"]["value"].item()
 
