@@ -46,7 +46,7 @@ PGD = {"kind": "pgd", "steps": 2}
 ATTACKS = {
     "exact": PGD,
     "blind": {**PGD, "knowledge": {"defense": "none"}},
-    "adaptive": {**PGD, "knowledge": {"defense": "adaptive"}},
+    "aware": {**PGD, "knowledge": {"defense": "adaptive"}},
     "airy": {**PGD, "sites": ["air"], "knowledge": {"defense": "adaptive"}},
 }
 
@@ -155,7 +155,7 @@ def test_a_perturbation_that_does_not_see_the_defense_is_made_once(monkeypatch: 
         return delta
 
     monkeypatch.setattr(cls, "perturb", perturb)
-    grid = {"attacks": ["exact", "blind", "adaptive"], "psr_db": [-5], "defenses": ["none", *DEFENSES]}
+    grid = {"attacks": ["exact", "blind", "aware"], "psr_db": [-5], "defenses": ["none", *DEFENSES]}
     evaluate(over(link_of(), grid), nobody)
     squeeze, pad = "feature_squeezing", "random_resize_pad"
     assert [(met, known, watched) for level, met, known, watched in seen if level == "none"] == [(None, False, False)]
@@ -172,7 +172,7 @@ def test_a_perturbation_that_does_not_see_the_defense_is_made_once(monkeypatch: 
 
 @pytest.mark.parametrize("name", list(DEFENSES))
 def test_results_do_not_depend_on_the_batch(name: str) -> None:
-    grid = {"attacks": ["none", "exact", "adaptive", "airy"], "psr_db": [-5], "defenses": [name]}
+    grid = {"attacks": ["none", "exact", "aware", "airy"], "psr_db": [-5], "defenses": [name]}
     found: list[Measurement] = [evaluate(over(link_of(), grid, batch=batch), nobody) for batch in (3, 128)]
     for one, other in zip(found[0].points, found[1].points, strict=True):
         for metric, share in one.metrics.items():
@@ -375,14 +375,14 @@ def test_the_table_holds_defenses_and_detections(tmp_path: Path) -> None:
         "receivers": {"all": {"count": 1, "tasks": ["label"], "channel": "down"}},
         "federation": {"kind": "none", "rounds": 1},
         "defenses": DEFENSES,
-        "attacks": {name: ATTACKS[name] for name in ("exact", "adaptive")},
+        "attacks": {name: ATTACKS[name] for name in ("exact", "aware")},
         "evaluation": {
             "draws": {"attack": 2, "score": 4},
             "baselines": False,
             "samples": 1,
             "grids": [
                 {
-                    "attacks": ["none", "noise", "exact", "adaptive"],
+                    "attacks": ["none", "noise", "exact", "aware"],
                     "defenses": ["none", *DEFENSES],
                     "snr_db": [10],
                     "psr_db": [-20, -10],

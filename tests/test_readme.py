@@ -60,7 +60,12 @@ def test_defenses_of_a_trained_link_are_valid_as_they_stand() -> None:
     (block,) = blocks("feature_squeezing, bits")
     tree = read_tree("quickstart")
     plan = resolve(check_scenario({**tree, **block}))
-    assert plan.scenario.evaluation.grids[0].defenses == ["none", "squeeze", "watch"]
+    grids = plan.scenario.evaluation.grids
+    assert {name: grid.attacks[2:] for grid in grids for name in grid.defenses} == {
+        "none": [],
+        "squeeze": ["adaptive_worst"],
+        "watch": ["adaptive_worst"],
+    }
 
 
 def test_settings_of_the_mae_link_are_valid_as_they_stand() -> None:
@@ -75,7 +80,7 @@ def test_settings_of_the_mae_link_are_valid_as_they_stand() -> None:
 
 
 def test_attacks_run_as_they_are_shown(tmp_path: Path) -> None:
-    (shown,) = blocks("kind: standard")
+    (shown,) = blocks("broadcast: ")
     shown["attacks"]["worst"] |= {"steps": 2, "other_steps": 1, "universal_steps": 1, "draws": 2, "judged_by": 2}
     shown["attacks"]["grey"]["surrogate"] = {"epochs": 1}
     shown["attacks"]["broadcast"]["steps"] = 2

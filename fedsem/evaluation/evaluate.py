@@ -488,9 +488,9 @@ class _Evaluation:
             }
             content = self.link.plan.scenario
             trained = [content.defenses[defense] for defense in content.use.defenses]
-            if self.name == "none" and knows(attack, trained):
+            if self.defense is None and knows(attack, trained):
                 columns["knowledge"] += ", defense: adaptive"
-            elif self.name != "none" and knowing(trained, attack) is None:
+            elif self.defense is not None and knowing(trained, attack) is None:
                 columns["knowledge"] += " but for training"
             if knowledge.weights != "none" and knowledge.signal == "statistics":
                 held = "reserve" if self.link.plan.dataset.reserve else "training images"
