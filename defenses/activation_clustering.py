@@ -26,8 +26,8 @@ class ActivationClustering(DataFilter):
 
     Attributes:
         criterion: when the smaller part is left out.
-        reduction: principal components, or independent ones as in the paper: of the few numbers that an encoder sends
-            these make all equally loud, so that no split stands out.
+        reduction: independent components as in the paper, or principal ones, which find more poison and leave out
+            many more clean samples.
         components: how many; all where the features span fewer.
         size: of the class; 0.35 in the authors' library.
         silhouette: the paper found 0.10 to 0.15 to tell poisoned classes from clean ones.
@@ -35,7 +35,7 @@ class ActivationClustering(DataFilter):
 
     first_round: PositiveInt = 2
     criterion: Literal["relative_size", "silhouette"] = "silhouette"
-    reduction: Literal["pca", "ica"] = "pca"
+    reduction: Literal["ica", "pca"] = "ica"
     components: PositiveInt = 10
     size: Annotated[float, Field(gt=0, le=0.5)] = 0.35
     silhouette: Annotated[float, Field(ge=-1, le=1)] = 0.1

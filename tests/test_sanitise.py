@@ -90,8 +90,8 @@ def test_a_filter_is_pure_and_needs_nothing_of_its_data(
         ("outlier_removal", {"share": 0.2, "method": "mahalanobis"}),
         ("outlier_removal", {"share": 0.2, "method": "isolation_forest"}),
         ("spectral_signatures", {"epsilon": 0.1}),
-        ("activation_clustering", {}),
-        ("activation_clustering", {"criterion": "relative_size"}),
+        ("activation_clustering", {"reduction": "pca"}),
+        ("activation_clustering", {"reduction": "pca", "criterion": "relative_size"}),
         ("activation_clustering", {"reduction": "ica", "components": 3}),
     ],
 )
@@ -154,7 +154,7 @@ def test_clusters_and_their_verdicts_are_the_peers(seed: int) -> None:
     rows = next(data.by_class())  # the peer's analysis breaks down on classes that are clean
     clusters, _ = cluster_activations([data.features[rows]], nb_clusters=2, nb_dims=10, reduce="PCA")
     clean, _, _ = ClusteringAnalyzer().analyze_by_relative_size(clusters, size_threshold=0.35)
-    out = a_filter("activation_clustering", criterion="relative_size").suspects(data, Stream(0))
+    out = a_filter("activation_clustering", reduction="pca", criterion="relative_size").suspects(data, Stream(0))
     np.testing.assert_array_equal(out[rows], np.asarray(clean[0]) == 0)
     np.testing.assert_array_equal(out[rows], bad[rows])
 

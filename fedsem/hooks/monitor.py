@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,10 @@ class Monitor(Defense):
     @abstractmethod
     def score(self, drifts: Sequence[float]) -> float:
         """How suspicious the last of these rounds is, from all until then: above 1 is an alarm."""
+
+    def adaptive(self) -> Mapping[str, Any] | None:
+        """It changes nothing: the weights are what there is to attack."""
+        return {"kind": "standard"}
 
     def check(self, path: str, plan: Plan) -> None:
         """Cross-check with the rest of the scenario.
