@@ -117,8 +117,12 @@ def ablate(
             raise FedsemError(
                 "A resumed ablation keeps its scenario: leave out --set, --vary, --seed, --device and --reuse."
             )
-        store = Store.open(Path(resume).resolve())
-        checked, members = members_of(read_tree(store.folder / "scenario.yaml"))
+        store = Store.open(Path(resume))
+        store.folder = store.folder.resolve()
+        tree = read_tree(store.folder / "scenario.yaml")
+        if not tree.get("ablate"):
+            raise OutputError(f"'{resume}' is the folder of a run, not of an ablation; use fedsem run --resume.")
+        checked, members = members_of(tree)
     else:
         assert scenario is not None
         others = [Store.open(Path(folder)).folder for folder in reuse]

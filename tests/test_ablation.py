@@ -336,6 +336,11 @@ def test_a_killed_ablation_leaves_nobody_training(tmp_path: Path) -> None:
     assert set(results.table["cell"]) == {"train.batch=20", "train.batch=30"}
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_a_folder_that_is_none(whole: Results, tmp_path: Path) -> None:
+    (cell, *_) = (whole.folder / record["folder"] for record in records(whole).values())
+    with pytest.raises(OutputError, match="is the folder of a run, not of an ablation; use fedsem run --resume"):
+        fedsem.ablate(resume=cell)
+    with pytest.raises(ScenarioError, match="use fedsem ablate"):
+        fedsem.run(resume=whole.folder)
     with pytest.raises(OutputError, match="is not the folder of a run"):
         fedsem.ablate(resume=tmp_path)

@@ -226,7 +226,18 @@ def test_the_search_moves_the_rule_no_less_than_any_of_its_fixed_scales() -> Non
 def test_the_table_says_which_attack_knows_the_defenses(tmp_path: Path) -> None:
     quick = {"restarts": 1, "other_steps": 1, "universal_steps": 1, "draws": 1, "judged_by": 2}
     attacks = {**BASE["attacks"], "worst": BASE["attacks"]["worst"] | quick}
-    table = fedsem.run({**BASE, "attacks": attacks, "use": {"defenses": ["hard"]}}, out=tmp_path).table
-    known = table[table["knowledge"].fillna("").str.endswith(", defense: adaptive")]
-    assert set(known["attack"]) == {"worst"}
-    assert set(table["attack"].dropna()) == {"none", "fgsm", "worst"}
+    defenses = {"hard": BASE["defenses"]["hard"], "bits": {"kind": "feature_squeezing"}}
+    grid = {**BASE["evaluation"]["grids"][0], "defenses": ["none", "bits"]}
+    changes = {"attacks": attacks, "defenses": defenses, "evaluation": {**BASE["evaluation"], "grids": [grid]}}
+    results = fedsem.run({**BASE, **changes, "use": {"defenses": ["hard"]}}, out=tmp_path)
+    table = results.table[results.table["psr_db"].notna()]
+    known = table["knowledge"].str.contains("defense: adaptive")
+    assert set(zip(table["defense"], table["attack"], known, strict=True)) == {
+        ("hard", "fgsm", False),
+        ("hard", "worst", True),
+        ("hard+bits", "fgsm", False),
+        ("hard+bits", "worst", False),
+        ("hard+bits", "adaptive_worst", True),
+    }
+    assert "attack_matrix" in results.figures
+    assert not fedsem.compare(results.folder, "adaptive_worst", "worst").empty

@@ -109,6 +109,7 @@ def test_a_wrong_command_line(arguments: list[str], said: str) -> None:
     ("arguments", "said"),
     [
         ([], "Give either a scenario or the folder of a run to resume."),
+        (["t.yaml", "--set", "ablate.train.batch=[1, 2]"], "'ablate': its combinations are runs of their own"),
         (["t.yaml", "--resume", "x"], "Give either a scenario or the folder of a run to resume."),
         (["--resume", "x", "--seed", "1"], "A resumed run keeps its scenario: leave out --set, --seed"),
         (["--resume", "x", "--set", "a=1"], "A resumed run keeps its scenario"),
@@ -227,6 +228,25 @@ def test_a_combination_that_cannot_be(settings: list[str], said: str) -> None:
     assert said in refusal("validate", "t.yaml", *options)
     if "sweep" in settings[-1]:
         assert said in refusal("run", "t.yaml", *options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        ([], "Give either a scenario or the folder of an ablation to resume.", 1),
+        (["t.yaml"], "there is nothing to vary; name an axis, such as --vary federation.aggregator=", 1),
+        (["t.yaml", "--vary", "a"], "--vary needs the form a.b=value", 1),
+        (["t.yaml", "--vary", "defences=[none]"], "unknown key. Did you mean 'defenses'?", 1),
+        (["t.yaml", "--vary", "defenses=[nome]", "--dry-run"], "unknown defense 'nome'.", 1),
+        (["--dry-run"], "--dry-run tells what a scenario would run: name one.", 1),
+        (["--resume", "x"], "'x' is not the folder of a run", 1),
+        (["--resume", "x", "--out", "y"], "A resumed ablation stays in its folder: leave out --out.", 1),
+        (["--resume", "x", "--vary", "a=[1]"], "A resumed ablation keeps its scenario: leave out", 1),
+        (["t.yaml", "--jobs", "0"], "Invalid value for '--jobs'", 2),
+    ],
+)
+def test_a_wrong_ablation(arguments: list[str], said: str, code: int) -> None:
+    assert said in refusal("ablate", *arguments, code=code)
 
 
 def test_validate() -> None:
