@@ -16,6 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from fedsem.auditing.records import RECORDS, Record
 from fedsem.checks import resolve
 from fedsem.errors import FedsemError, OutputError, ScenarioError
 from fedsem.evaluation.backdoor import has_twin
@@ -33,6 +36,7 @@ from fedsem.plan import Plan, plan_of_text, scenario_text
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.registry import Options
 from fedsem.reporting import table
+from fedsem.reporting.findings import Finding, read_findings, write_findings
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import write_samples
 from fedsem.scenario import Scenario, check_scenario
@@ -95,6 +99,11 @@ def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
     return plans
 
 
+def units_of(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store) -> list[Unit]:
+    """Every cell with every seed, each with the folders of its stages, whatever they hold."""
+    return [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+
+
 def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, reuse: Sequence[Path]) -> list[Unit]:
     """Every cell with every seed, each with the folders of its stages.
 
@@ -108,7 +117,7 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         OutputError: other code has begun one of the stages, or made a training that would be taken; or the folder holds
             stages that are none of this run's.
     """
-    units = [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+    units = units_of(scenario, plans, store)
     own = {job.folder for unit in units for _, job in unit.jobs} | {unit.evaluation for unit in units}
     found = [stage for kind in ("checkpoints", "stages") for stage in store.folder.glob(f"{kind}/[!.]*")]
     if not own.issuperset(found) or store.manifest.get("scenario", scenario.name) != scenario.name:
@@ -182,7 +191,11 @@ def run_stages(
                 with store.timed("evaluate", unit.cell, unit.job.seed), single_thread():
                     _evaluate(unit, progress)
         with store.timed("report", "", None):
-            table.write(_table(scenario, plans, units, store), store.folder)
+            whole = _table(scenario, plans, units, store)
+            table.write(whole, store.folder)
+            # Links that were attacked by an audit before are the same still.
+            attacked = [one for one in read_findings(store.folder) if one.family != RECORDS.name]
+            write_findings([*records_of(units, whole), *attacked], store.folder)
             samples = [row for unit in units for row in _samples(unit)]
             write_samples(samples, store.folder)
             # Every number is final; the report prints the manifest, so this stands there before it is drawn.
@@ -317,16 +330,26 @@ def _evaluated(stage: Path) -> bool:
 
 
 def _evaluate(unit: Unit, progress: Progress) -> None:
-    working = unit.plan.accomplices(unit.job.seed)
-    link = _link(unit.plan, unit.job).without(working)
+    link = trained_link(unit)
     twin = None
     if unit.twin is not None:
         same = unit.twin.folder == unit.job.folder
+        working = unit.plan.accomplices(unit.job.seed)
         twin = link if same else _link(without_attack(unit.plan), unit.twin).without(working)
-    surrogates = {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
+    surrogates = surrogate_links(unit)
     measurement = evaluate(link, lambda done, total: progress("evaluate", unit.label, done, total), twin, surrogates)
     replace_file(unit.evaluation / "samples.json", json.dumps(measurement.samples).encode())
     save_points(measurement.points, unit.evaluation)
+
+
+def trained_link(unit: Unit) -> TrainedLink:
+    """What a unit's own training has made, without the decoders of those who work for an adversary."""
+    return _link(unit.plan, unit.job).without(unit.plan.accomplices(unit.job.seed))
+
+
+def surrogate_links(unit: Unit) -> dict[str, TrainedLink]:
+    """What a unit's adversaries have trained, by the attack's name."""
+    return {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
 
 
 def _link(plan: Plan, job: Job) -> TrainedLink:
@@ -338,6 +361,21 @@ def _link(plan: Plan, job: Job) -> TrainedLink:
         for branch in receiver.branches
     }
     return TrainedLink.build(plan, job.seed, state.shared, decoders)
+
+
+def records_of(units: Sequence[Unit], whole: pd.DataFrame) -> Iterator[Finding]:
+    """What can be audited of every cell and seed by its records alone.
+
+    Args:
+        units: all of the run.
+        whole: the run's table.
+    """
+    for unit in units:
+        state = FederationState.load(unit.job.folder)
+        assert state is not None
+        rows = whole[(whole["cell"] == unit.cell) & (whole["seed"] == unit.job.seed)]
+        for finding in RECORDS.examine(Record(unit.plan, unit.job.seed, state, rows, whole)):
+            yield replace(finding, cell=unit.cell, seed=unit.job.seed)
 
 
 def _samples(unit: Unit) -> Iterator[dict[str, Any]]:

@@ -82,7 +82,10 @@ def one_sentence(stderr: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["rnu"], "unknown command 'rnu'. Did you mean 'run'? Known: compare, list, report, run, schema, validate."),
+        (
+            ["rnu"],
+            "unknown command 'rnu'. Did you mean 'run'? Known: audit, compare, list, report, run, schema, validate.",
+        ),
         (["--foo"], "No such option '--foo'."),
         (["run", "t.yaml", "--sed", "1"], "No such option '--sed'."),
         (["run", "t.yaml", "more"], "Got unexpected extra argument"),
