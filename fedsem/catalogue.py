@@ -1,4 +1,4 @@
-"""The catalogue of plug-ins: Markdown pages, written from the plug-ins' own docstrings and fields.
+"""The catalogue of plug-ins and of the audit's checks: Markdown pages, written from their own docstrings and fields.
 
 `python -m fedsem.catalogue` writes the pages in `docs/` anew; a test compares them with what the plug-ins say now.
 """
@@ -12,6 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fedsem.auditing.finding import Family
+from fedsem.auditing.gradients import GRADIENTS
+from fedsem.auditing.records import RECORDS
+from fedsem.auditing.strength import STRENGTH
 from fedsem.errors import FedsemError, shown
 from fedsem.registry import Options, names
 from fedsem.strict import attributes
@@ -61,8 +65,18 @@ Flower's message API, which does not have it in version 1.41; SecAgg+ (Bell et a
 with (Poly)Logarithmic Overhead, 2020) is a workflow of Flower's older API. It would also hide single updates from every
 rule that looks at them: only averages go together with it. A scenario that asks for it is refused.""",
     ),
+    "audit.md": (
+        (),
+        """# Audit
+
+A robustness figure is worth what the attack behind it is worth. `fedsem audit RUN_DIR` looks for the ways in which such
+figures are known to be wrong, link by link: every cell and seed, behind every defense at test time, at every task and
+site that an attack of the scenario aims at. Each check says `failed` (the figure cannot be trusted), `suspicious` (look
+closer before you do), `passed`, or `not applicable`, with the numbers that it measured; they stand in `audit.json` and
+in the report, and the exit code is 1 where one failed.""",
+    ),
 }
-"""Groups and opening of each page, by its file in `docs/`."""
+"""Groups and opening of each page, by its file in `docs/`; the audit's checks are no plug-ins."""
 
 
 def page(name: str) -> str:
@@ -93,7 +107,17 @@ def page(name: str) -> str:
             lines = [_written(cls, name) for name in cls.model_fields if name in own[cls]]
             parts += [f"### `{cls.kind}`", summary(cls), known(cls)]
             parts += ["Options:", "\n".join(lines)] if lines else []
+    if not groups:
+        parts += [text for family in (RECORDS, GRADIENTS, STRENGTH) for text in _checks(family)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _checks(family: Family[Any]) -> list[str]:
+    """What the audit asks, family by family."""
+    told = [f"## {family.name}", family.opening]
+    for check in family.checks:
+        told += [f"### `{check.name}`", check.paragraph, f"It needs {check.needs}."]
+    return told
 
 
 def ours(group: str) -> dict[str, type[Options]]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -273,7 +274,7 @@ def _opening(scenario: str) -> str:
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]) -> None:
     """Draw figures and report of a finished run again.
 
-    RUN_DIR is the run's folder, results/<scenario>/<run id>; its table alone is read.
+    RUN_DIR is the run's folder, results/<scenario>/<run id>; what it has written alone is read.
     """
     with _sentences():
         from fedsem.reporting.results import Results
@@ -299,6 +300,34 @@ def compare(
         numbers = ("metric", "value", "other_value", "difference", "ci_low", "ci_high", "n")
         told = [column for column in found if column in numbers or found[column].nunique() > 1]
         out.print(found[told].to_string(index=False), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def audit(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)],
+    images: Annotated[int, typer.Option(min=1, help="test images that are attacked, evenly spaced")] = 100,
+    queries: Annotated[int, typer.Option(min=1, help="of the black box, Square")] = 1000,
+) -> None:
+    """Say which robustness figures of a finished run cannot be trusted.
+
+    RUN_DIR is the run's folder. Its links are attacked anew, on some of the test images; docs/audit.md explains each
+    check. The findings stand in audit.json and in the report; the exit code is 1 where a check failed.
+    """
+    with _sentences():
+        from fedsem.audit import audit as audit_run
+        from fedsem.auditing.subject import Effort
+        from fedsem.reporting.findings import counts, digest
+
+        with _bars() as progress:
+            findings = audit_run(folder, Effort(images=images, queries=queries), partial(progress, "audit"))
+        lines = digest(findings)
+        wide = [max(len(line[column]) for line in lines) for column in range(3)]
+        for verdict, check, link, evidence in lines:
+            line = f"{verdict:<{wide[0]}}  {check:<{wide[1]}}  {link:<{wide[2]}}  {evidence}"
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.print(f"{counts(findings)}. Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        if any(finding.verdict == "failed" for finding in findings):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -366,7 +395,7 @@ def _sentences(if_interrupted: str = "") -> Iterator[None]:
 @contextmanager
 def _bars() -> Iterator[Callable[[str, str, int, int], None]]:
     """Progress bars of trainings and evaluations; where there is no terminal, a line now and then."""
-    words = {"pretrain": "pretraining", "federate": "training", "evaluate": "evaluating"}
+    words = {"pretrain": "pretraining", "federate": "training", "evaluate": "evaluating", "audit": "auditing"}
     if not err.is_terminal:
         told = time.monotonic()
 

@@ -16,6 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from fedsem.auditing.records import RECORDS, Record
 from fedsem.checks import resolve
 from fedsem.errors import FedsemError, OutputError, ScenarioError
 from fedsem.evaluation.backdoor import has_twin
@@ -34,6 +37,7 @@ from fedsem.plan import Plan, plan_of_text, scenario_text
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.registry import Options
 from fedsem.reporting import table
+from fedsem.reporting.findings import Finding, read_findings, write_findings
 from fedsem.reporting.results import Results
 from fedsem.reporting.sample_table import write_samples
 from fedsem.scenario import Scenario, check_scenario
@@ -96,6 +100,11 @@ def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
     return plans
 
 
+def units_of(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store) -> list[Unit]:
+    """Every cell with every seed, each with the folders of its stages, whatever they hold; nothing is read."""
+    return [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+
+
 def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, reuse: Sequence[Path]) -> list[Unit]:
     """Every cell with every seed, each with the folders of its stages.
 
@@ -127,11 +136,6 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         store.claim(unit.evaluation, evaluation_code(unit.plan))
     store.write_manifest(reused=[taken for unit in units for taken in _taken(unit)])
     return units
-
-
-def units_of(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store) -> list[Unit]:
-    """Every cell with every seed; nothing is read or written."""
-    return [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
 
 
 def _taken(unit: Unit) -> Iterator[dict[str, Any]]:
@@ -188,7 +192,11 @@ def run_stages(
                 with store.timed("evaluate", unit.cell, unit.job.seed), single_thread():
                     _evaluate(unit, progress)
         with store.timed("report", "", None):
-            table.write(_table(scenario, plans, units, store), store.folder)
+            whole = _table(scenario, plans, units, store)
+            table.write(whole, store.folder)
+            # Links that were attacked by an audit before are the same still.
+            attacked = [one for one in read_findings(store.folder) if one.family != RECORDS.name]
+            write_findings([*records_of(units, whole), *attacked], store.folder)
             samples = [row for unit in units for row in _samples(unit)]
             write_samples(samples, store.folder)
             # Every number is final; the report prints the manifest, so this stands there before it is drawn.
@@ -327,11 +335,11 @@ def _evaluated(stage: Path) -> bool:
 
 def _evaluate(unit: Unit, progress: Progress) -> None:
     working = unit.plan.accomplices(unit.job.seed)
-    surrogates = {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
+    surrogates = surrogate_links(unit)
     last, count = unit.plan.scenario.federation.rounds, unit.plan.scenario.evaluation.rounds
     measured: list[list[Point]] = []
     for round_number in range(last - count + 1, last + 1):
-        link = _link(unit.plan, unit.job, round_number).without(working)
+        link = trained_link(unit, round_number)
         twin = None
         if unit.twin is not None:
             same = unit.twin.folder == unit.job.folder
@@ -350,6 +358,17 @@ def _evaluate(unit: Unit, progress: Progress) -> None:
     save_points(over_rounds(measured), unit.evaluation)
 
 
+def trained_link(unit: Unit, round_number: int | None = None) -> TrainedLink:
+    """What a unit's own training has made, without the decoders of those who work for an adversary; after that round,
+    or the last one."""
+    return _link(unit.plan, unit.job, round_number).without(unit.plan.accomplices(unit.job.seed))
+
+
+def surrogate_links(unit: Unit) -> dict[str, TrainedLink]:
+    """What a unit's adversaries have trained, by the attack's name."""
+    return {name: _link(job.plan, job) for name, job in unit.surrogates.items()}
+
+
 def _link(plan: Plan, job: Job, round_number: int | None = None) -> TrainedLink:
     """What a training has made; after that round, or the last one."""
     state = job.state() if round_number is None else job.state_after(round_number)
@@ -359,6 +378,21 @@ def _link(plan: Plan, job: Job, round_number: int | None = None) -> TrainedLink:
         for branch in receiver.branches
     }
     return TrainedLink.build(plan, job.seed, state.shared, decoders)
+
+
+def records_of(units: Sequence[Unit], whole: pd.DataFrame) -> Iterator[Finding]:
+    """What can be audited of every cell and seed by its records alone.
+
+    Args:
+        units: all of the run.
+        whole: the run's table.
+    """
+    for unit in units:
+        state = FederationState.load(unit.job.folder)
+        assert state is not None
+        rows = whole[(whole["cell"] == unit.cell) & (whole["seed"] == unit.job.seed)]
+        for finding in RECORDS.examine(Record(unit.plan, unit.job.seed, state, rows, whole)):
+            yield replace(finding, cell=unit.cell, seed=unit.job.seed)
 
 
 def _samples(unit: Unit) -> Iterator[dict[str, Any]]:

@@ -84,7 +84,8 @@ def one_sentence(stderr: str) -> str:
     [
         (
             ["rnu"],
-            "unknown command 'rnu'. Did you mean 'run'? Known: ablate, compare, list, report, run, schema, validate.",
+            "unknown command 'rnu'. Did you mean 'run'? Known: ablate, audit, compare, list, report, run, schema, "
+            "validate.",
         ),
         (["--foo"], "No such option '--foo'."),
         (["run", "t.yaml", "--sed", "1"], "No such option '--sed'."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedsem.files import replace_file
 from fedsem.reporting import words
 from fedsem.reporting.figures import FIGURES, available, draw
+from fedsem.reporting.findings import Finding, counts, digest, read_findings
 from fedsem.reporting.page import (
     brief,
     code,
@@ -96,6 +97,7 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
         section("attacks", "Results under attack", _grids(under_attack(table))),
         section("verdicts", "What each defense is judged by", _verdicts(table)),
         section("leaks", "What leaks", _grids(leaks(table))),
+        section("audit", "Audit", *_audit(read_findings(results.folder))),
         section("figures", "Figures", _figures(drawn)),
         section("runs", "Runs of this ablation", _runs(manifest)),
         section("federation", "Federation", _federation(results)),
@@ -113,6 +115,7 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
         ("attacks", "Under attack"),
         ("verdicts", "Verdicts"),
         ("leaks", "What leaks"),
+        ("audit", "Audit"),
         ("figures", "Figures"),
         ("runs", "Runs"),
         ("federation", "Federation"),
@@ -298,6 +301,23 @@ def _federation(results: Results) -> str:
         else ""
     )
     return "\n".join(part for part in (text_table(columns, rows, ""), paragraph(note, "soft")) if part)
+
+
+def _audit(findings: Sequence[Finding]) -> list[str]:
+    """What cannot be trusted, and what else was looked at."""
+    if not findings:
+        return []
+    lines, columns = digest(findings), ["Verdict", "Check", "Link", "Evidence"]
+    doubtful = [line for line in lines if line[0] in ("failed", "suspicious")]
+    rest = [line for line in lines if line not in doubtful]
+    told = f"Whether the robustness figures can be trusted: {counts(findings)}."
+    if not any(finding.target for finding in findings):
+        told += " Only records were looked at; fedsem audit also attacks the trained links."
+    return [
+        paragraph(told, "warning" if doubtful else ""),
+        text_table(columns, doubtful),
+        folded("What passed, and what does not apply", text_table(columns, rest)),
+    ]
 
 
 def _reproduce(results: Results) -> str:
