@@ -341,6 +341,9 @@ def test_columns_are_those_of_the_design_and_the_cell_after_the_seed() -> None:
     # What a transmitter of patches adds: how it chooses and sends, and the paper's own latency beside the actual one.
     expected[expected.index("mask_ratio") : expected.index("mask_ratio")] = ["selection", "transport"]
     expected[expected.index("latency_s") + 1 : expected.index("latency_s") + 1] = ["nominal_latency_s", "outage"]
+    # How many rounds' links a row is the mean of, and what it says of a defense.
+    expected.insert(expected.index("round") + 1, "rounds")
+    expected.insert(expected.index("aggregator") + 1, "verdict")
     assert list(COLUMNS) == expected
 
 

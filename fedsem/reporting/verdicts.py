@@ -131,7 +131,8 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     mine["base"] = [", ".join(word for word in pair if word) for pair in zip(training, tested, strict=True)]
     whole = [" ".join(word for word in pair if word) for pair in zip(mine["base"], decibels, strict=True)]
     mine["column"] = [name or CLEAN for name in whole]
-    budget = mine[["sites", "norm", "psr_db"]].astype("string").fillna("").agg(" ".join, axis=1)
+    sites, norm, psr = (mine[column].astype("string").fillna("") for column in ("sites", "norm", "psr_db"))
+    budget = sites + " " + norm + " " + psr
     share = mine["adversary_fraction"].astype("string").fillna("")
     mine["threat"] = budget.where(evasion, "") + share.where(training != "", "")
     known = mine["knowledge"].fillna("").str.contains(r"defense: adaptive(?:,|$)", regex=True)
