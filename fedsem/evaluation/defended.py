@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedsem.evaluation.repaired import repaired
 from fedsem.evaluation.trained import TrainedLink
+from fedsem.hooks.certificate import DecoderBounds
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.repair import Repair
@@ -36,6 +37,8 @@ def defended(link: TrainedLink, defense: Defense | None, known: bool = False) ->
     elif isinstance(defense, Transform):
         listeners = [replace(one, decoder=_Behind(defense, known, one.decoder)) for one in link.listeners]
         changed = replace(link, listeners=tuple(listeners))
+    elif isinstance(defense, DecoderBounds):
+        changed = replace(link)
     else:
         assert isinstance(defense, Detector)
         changed = replace(link, detector=defense)
