@@ -653,7 +653,7 @@ def test_what_cannot_be_certified_is_refused(defense: dict[str, Any], changes: d
 
 
 def test_interval_bounds_write_rows_and_hold_for_pgd() -> None:
-    """L-inf over the air: below what PGD leaves, all of the clean accuracy at a power of nothing, and little at 20 dB."""
+    """L-inf over the air: below what PGD leaves, all of the clean accuracy at no power, and little at 20 dB."""
     psrs = [-90.0, -25.0, -20.0, 20.0]
     link = voting_link(
         RAYLEIGH,
