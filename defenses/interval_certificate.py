@@ -1,24 +1,17 @@
-"""Certificates of dense decoders by interval bounds."""
+"""What interval bounds certify of dense decoders."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from fedsem.hooks.certificate import Certificate
+from fedsem.hooks.certificate import DecoderBounds
 from fedsem.registry import register
-from fedsem.tasks.task import Task
 
 
 @register("defense", "interval_certificate")
-class IntervalCertificate(Certificate):
-    """Bounds of the decoder's outputs by interval arithmetic: a layer W x + b maps a box with centre c and radius r
-    into the one with centre W c + b and radius |W| r (Gowal et al., On the Effectiveness of Interval Bound Propagation
-    for Training Verifiably Robust Models, 2018), in float64. The bounds hold for every dense decoder of classification
-    and sensing; they say little of those that were not trained with the defense `ibp`.
+class IntervalCertificate(DecoderBounds):
+    """With noise and fading of a reception fixed, an adversary who knows them adds any w with
+    ||w||_inf <= sqrt(PSR ||x||^2 / nc) over the air. It moves each number that the decoder hears by a known amount at
+    most, and interval arithmetic through the decoder's layers (Gowal et al., On the Effectiveness of Interval Bound
+    Propagation for Training Verifiably Robust Models, 2018) tells whether the decision may change. The share of
+    receptions that are right and stay so bounds the accuracy under every L-inf attack at the site `air`, over the same
+    draws. It says nothing of the norm L2. Decoders that were not trained with `ibp` have loose bounds.
     """
-
-    def serves(self, task: Task, decoder: nn.Module) -> bool:
-        return task.bounded(decoder)
-
-    def fails(self, task: Task, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
-        return task.worst_failure(decoder, heard, radius, truth)

@@ -635,6 +635,12 @@ def grids(**grid: Any) -> dict[str, Any]:
             r"'defenses\.mine': 'reception_vote' decodes 1100 receptions .* would paint every one",
         ),
         (
+            {"kind": "interval_certificate"},
+            grids(psr_db=[-20], tasks=["picture"]),
+            r"grids\.0\.tasks': 'interval_certificate' knows no bounds of the decisions of 'picture'",
+        ),
+        ({"kind": "interval_certificate"}, grids(), r"list PSRs in 'psr_db'"),
+        (
             {"kind": "reception_vote"},
             {"use": {"defenses": ["mine"]}},
             r"'use\.defenses': 'mine' acts on a trained link",
@@ -644,6 +650,30 @@ def grids(**grid: Any) -> dict[str, Any]:
 def test_what_cannot_be_certified_is_refused(defense: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ScenarioError, match=message):
         resolve(check_scenario({**SCENARIO, "defenses": {"mine": defense}, **changes}))
+
+
+def test_interval_bounds_write_rows_and_hold_for_pgd() -> None:
+    """L-inf over the air: below what PGD leaves, all of the clean accuracy at no power, and little at 20 dB."""
+    psrs = [-90.0, -25.0, -20.0, 20.0]
+    link = voting_link(
+        RAYLEIGH,
+        {"kind": "interval_certificate"},
+        psrs,
+        attacks={"pgd": {"kind": "pgd", "sites": ["air"], "norm": "linf", "knowledge": {"channel": "csi"}}},
+        images=20,
+    )
+    # What the untrained decoder says most often counts as right, so that there is something to lose.
+    told = link.listeners[0].decoder(link.transmitter.send(link.images).x).argmax(-1)
+    link = replace(link, examples=replace(link.examples, labels=told))
+    found = {(row["attack"], row.get("psr_db"), row["metric"]): row for row in table(link)}
+    bounds = [found["none", psr, "certified_accuracy"]["value"] for psr in psrs]
+    left = [found["pgd", psr, "accuracy"]["value"] for psr in psrs]
+    assert all(bound <= attacked for bound, attacked in zip(bounds, left, strict=True))
+    assert sorted(bounds, reverse=True) == bounds
+    assert bounds[0] == found["none", None, "accuracy"]["value"] > 0.3
+    assert bounds[-1] < 0.1
+    row = found["none", -25.0, "certified_accuracy"]
+    assert (row["stage"], row["norm"], row["sites"], row["draws"]) == ("certificate", "linf", "air", 16)
 
 
 def test_a_task_without_decisions_says_so() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedsem.evaluation.repaired import repaired
 from fedsem.evaluation.trained import TrainedLink
-from fedsem.hooks.certificate import Certificate
+from fedsem.hooks.certificate import DecoderBounds
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.repair import Repair
@@ -17,14 +17,14 @@ from fedsem.hooks.vote import Vote
 
 
 def defended(link: TrainedLink, defense: Defense | None, known: bool = False) -> TrainedLink:
-    """The link behind a defense; the link itself for None, and for what only says what holds of it.
+    """The link behind a defense; the link itself for None.
 
     Args:
         link: the trained link.
         defense: acts on a trained link.
         known: whether a transform is differentiated by way of its stand-in, as an adversary does who knows it.
     """
-    if defense is None or isinstance(defense, Certificate):
+    if defense is None:
         return link
     if isinstance(defense, Repair):
         return repaired(link, defense)
@@ -37,6 +37,8 @@ def defended(link: TrainedLink, defense: Defense | None, known: bool = False) ->
     elif isinstance(defense, Transform):
         listeners = [replace(one, decoder=_Behind(defense, known, one.decoder)) for one in link.listeners]
         changed = replace(link, listeners=tuple(listeners))
+    elif isinstance(defense, DecoderBounds):
+        changed = replace(link)
     else:
         assert isinstance(defense, Detector)
         changed = replace(link, detector=defense)

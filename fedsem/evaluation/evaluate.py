@@ -28,12 +28,13 @@ from fedsem.evaluation.score import Key, Scorer, key_of
 from fedsem.evaluation.trained import Listener, Mode, TrainedLink
 from fedsem.evaluation.voting import together
 from fedsem.hooks.budget import gaussian
-from fedsem.hooks.certificate import Certificate
+from fedsem.hooks.certificate import DecoderBounds
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion, Perturbation
 from fedsem.hooks.repair import Repair
 from fedsem.hooks.transform import Transform
+from fedsem.hooks.vote import Vote
 from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import describe
 from fedsem.registry import names
@@ -323,13 +324,10 @@ class _Evaluation:
                 self.samples.add(self.scorer.receptions, {}, at.snr_db, {"attack": "none"})
 
     def certify(self, grid: Grid) -> None:
-        """What is certified at every PSR of the grid, for clean receptions that have been scored."""
-        if self.link.vote is not None:
-            site, norm = self.link.vote.site, "l2"
-        elif isinstance(self.defense, Certificate):
-            site, norm = "air", "linf"
-        else:
+        """What a defense certifies at every PSR of the grid; of votes, for clean receptions that have been scored."""
+        if not isinstance(self.defense, (Vote, DecoderBounds)):
             return
+        site = self.defense.site
         for at, sensing, psr_db in product(_snr_pairs(grid), (False, True), grid.psr_db or []):
             groups: dict[Key, list[Listener]] = {}
             for listener in self.listeners(sensing, self.tasks(grid)):
@@ -345,24 +343,21 @@ class _Evaluation:
                     "stage": "certificate",
                     "attack": "none",
                     "sites": site,
-                    "norm": norm,
+                    "norm": self.defense.norm,
                     "psr_db": psr_db,
                     _axis(sensing): snr_db,
                 }
                 if site == "air":
                     columns["pnr_db"] = psr_db + snr_db
-                self.points.append(Point(columns, self.certified(listeners, snr_db, psr_db)))
-
-    def certified(self, listeners: Sequence[Listener], snr_db: float, psr_db: float) -> Mapping[str, Tally]:
-        """What is certified for these listeners together."""
-        if self.scorer.ballots is not None:
-            return self.scorer.ballots.certified(listeners, snr_db, psr_db)
-        assert isinstance(self.defense, Certificate)
-        found = [
-            certified_accuracy(self.defense, self.link, self.air, one, [snr_db], [psr_db])[snr_db, psr_db]
-            for one in listeners
-        ]
-        return together([{"certified_accuracy": tally} for tally in found])
+                if self.scorer.ballots is not None:
+                    found = self.scorer.ballots.certified(listeners, snr_db, psr_db)
+                else:
+                    bounds = [
+                        certified_accuracy(self.link, self.air, one, [snr_db], [psr_db])[snr_db, psr_db]
+                        for one in listeners
+                    ]
+                    found = together([{"certified_accuracy": bound} for bound in bounds])
+                self.points.append(Point(columns, found))
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy

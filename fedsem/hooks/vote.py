@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
-from fedsem.hooks.evasion import Evasion, Site
+from fedsem.hooks.evasion import Evasion, Norm, Site
 from fedsem.hooks.transform import Transform
 from fedsem.tasks.task import Share, Task
 
@@ -25,7 +25,8 @@ class Vote(Defense):
     """Gaussian noise in front of a decision bounds what a perturbation of L2 norm r can do to it: an event of
     probability p without it has Phi(Phi^-1(p) - r / s) at least with it, whatever comes after the noise N(0, s^2 I)
     (Cohen, Rosenfeld and Kolter, Certified Adversarial Robustness via Randomized Smoothing, 2019; the Neyman-Pearson
-    lemma). The bound holds for every attack within the budget, also for one that nobody has thought of.
+    lemma). The bound holds for every attack within the budget of each image, also for one that nobody has thought of;
+    not for a perturbation for all images that keeps its budget on average only, as `universal` does.
 
     At the input the transmitter adds the noise: it sends copies u + N(0, sigma^2 I) of the image, each over an air of
     its own (pixels may leave [0, 1]). A perturbation of the image of PSR ||delta||^2 / ||u||^2 has
@@ -52,6 +53,7 @@ class Vote(Defense):
     in_training: ClassVar[bool] = False
     site: ClassVar[Site]
     """Where the perturbations are added that it is certified against."""
+    norm: ClassVar[Norm] = "l2"
 
     n: Annotated[int, Field(ge=10, le=100_000)] = 1000
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
