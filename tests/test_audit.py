@@ -20,10 +20,12 @@ from fedsem.auditing.records import RECORDS, Record
 from fedsem.auditing.strength import STRENGTH
 from fedsem.auditing.subject import Effort, LinkSubject
 from fedsem.checks import resolve
+from fedsem.evaluation.defended import defended
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.federation.engine import federated
 from fedsem.federation.job import Job
 from fedsem.plan import scenario_text
+from fedsem.registry import find
 from fedsem.scenario import check_scenario
 
 SMALL = Effort(images=40, draws=10, climbed=4, queries=200)
@@ -231,3 +233,17 @@ def test_planted_masks_are_caught(undefended: TrainedLink, name: str) -> None:
     found = {check: verdict(judged, check) for check in expected}
     assert judged.clean.mean() > 0.5
     assert {check: told for check, (told, _) in found.items()} == expected, found
+
+
+def test_a_defense_is_audited_with_what_the_attack_knows_of_it(undefended: TrainedLink) -> None:
+    """Feature squeezing has no gradient: an attack that does not know it cannot be trusted, one by its stand-in can."""
+    squeeze: Any = find("defense", "feature_squeezing").model_validate({"bits": 1})
+    others = {"the link without it": undefended}
+    unknown = subject(defended(undefended, squeeze), others)
+    assert verdict(unknown, "non_zero")[0] == "failed"
+    assert verdict(unknown, "unbounded")[0] == "failed"
+    known = subject(defended(undefended, squeeze, known=True), others)
+    assert known.clean == pytest.approx(unknown.clean)
+    told = {name: verdict(known, name)[0] for name in ("attached", "non_zero", "unbounded", "frozen_noise", "transfer")}
+    assert set(told.values()) == {"passed"}, told
+    assert verdict(known, "equal_to_differences")[0] == "not applicable"

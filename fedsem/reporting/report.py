@@ -316,7 +316,10 @@ def _audit(findings: Sequence[Finding]) -> list[str]:
     return [
         paragraph(told, "warning" if doubtful else ""),
         text_table(columns, doubtful),
-        folded("What passed, and what does not apply", text_table(columns, rest)),
+        folded(
+            "What passed, and what does not apply",
+            text_table(columns, rest) + paragraph("Of several links the evidence is that of the first.", "soft"),
+        ),
     ]
 
 
