@@ -25,7 +25,8 @@ class Vote(Defense):
     """Gaussian noise in front of a decision bounds what a perturbation of L2 norm r can do to it: an event of
     probability p without it has Phi(Phi^-1(p) - r / s) at least with it, whatever comes after the noise N(0, s^2 I)
     (Cohen, Rosenfeld and Kolter, Certified Adversarial Robustness via Randomized Smoothing, 2019; the Neyman-Pearson
-    lemma). The bound holds for every attack within the budget, also for one that nobody has thought of.
+    lemma). The bound holds for every attack within the budget of each image, also for one that nobody has thought of;
+    not for a perturbation for all images that keeps its budget on average only, as `universal` does.
 
     At the input the transmitter adds the noise: it sends copies u + N(0, sigma^2 I) of the image, each over an air of
     its own (pixels may leave [0, 1]). A perturbation of the image of PSR ||delta||^2 / ||u||^2 has

@@ -104,7 +104,9 @@ def _panel(
             curves.append(Curve.of(mine[mine["bound"]], "psr_db", seen.scale, stroke, f"{label}, certified"))
         for j, name in enumerate(names):
             left = mine[mine["attack"] == name]
-            if not left.empty:
+            # Within the bounds of the L-inf norm there are no attacks of the L2 norm.
+            held = not (mine["bound"] & mine["norm"].eq("linf")).any() or left["norm"].eq("linf").all()
+            if held and not left.empty:
                 stroke = Stroke(colour, LINES[j % len(LINES)], MARKERS[i % len(MARKERS)])
                 curves.append(Curve.of(left, "psr_db", seen.scale, stroke, f"{label}, under {attackers.labels[name]}"))
     return Panel(title, "PSR (dB)", seen.label, curves, [], (0.0, 100.0) if seen.share else None, above)

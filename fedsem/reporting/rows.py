@@ -31,7 +31,7 @@ FACETS = (
 """What can tell one trained link from another, the most telling first; whatever else a scenario sweeps follows."""
 
 USED = (
-    *("seed", "cell", "stage", "round", "task", *FACETS, "snr_db", "sensing_snr_db", "draws"),
+    *("seed", "cell", "stage", "round", "task", *FACETS, "snr_db", "sensing_snr_db", "draws", "norm"),
     *("attack", "attack_params", "sites", "psr_db", "psr_achieved_db", "metric", "value", "ci_low", "ci_high", "n"),
 )
 """Columns that figures and summaries look at: the others only cost time."""

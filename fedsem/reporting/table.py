@@ -73,11 +73,12 @@ COLUMNS: dict[str, str] = {
 Of an encoder that sends patches: `kept` patches arrive on average, `bits` and `latency_s` are means of what was sent,
 `nominal_latency_s` is that of [S0], Table I, `outage` the share of images that do not arrive.
 
-`stage` is `federate`, `evaluate`, `reference`, `twin`, `repair` or `leakage`. Rows of stage `twin` are those of the
-same link trained with the same seed and no attack, which a poisoned cell is compared with (`<metric>_vs_twin`); they
-belong to no cell's own results. Of attacks on privacy, `leakage`, `decoder` tells what the adversary made from the
-guess of someone who has seen nothing, and `snr_db` is the adversary's own. Of what a repair found, `repair`,
-`objective` holds the task and the class that it is about.
+`stage` is `federate`, `evaluate`, `certificate`, `reference`, `twin`, `repair` or `leakage`. Rows of stage
+`certificate` say what holds under every perturbation of norm `norm`, at `sites`, of `psr_db` (`certified_<metric>`).
+Rows of stage `twin` are those of the same link trained with the same seed and no attack, which a poisoned cell is
+compared with (`<metric>_vs_twin`); they belong to no cell's own results. Of attacks on privacy, `leakage`, `decoder`
+tells what the adversary made from the guess of someone who has seen nothing, and `snr_db` is the adversary's own. Of
+what a repair found, `repair`, `objective` holds the task and the class that it is about.
 
 `cell` holds the settings of the scenario's `sweep`, such as ``link.encoder.channel_uses=20; channels.down=rayleigh``;
 it is empty without a sweep. `rounds` is the number of last rounds, up to `round`, that a figure is the mean of, where
