@@ -9,7 +9,7 @@ run: $(VENV)/.installed
 	$(BIN)/fedsem run scenarios/quickstart.yaml
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -m slow
