@@ -13,6 +13,7 @@ from fedsem.hooks.loss import LocalStep, LossDefense
 from fedsem.registry import register
 from fedsem.scenario import Decibel
 from fedsem.streams import Stream
+from fedsem.tasks.decision import Decision
 from fedsem.units import from_db, linf_radius
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Ibp(LossDefense):
         eps = grown * linf_radius(site.energy, from_db(self.psr_db), site.clean[0].numel())
         weight = grown * (1 - self.kappa)
         for one in step.decodings({}):
-            if one.task.bounded(one.decoder):
+            if isinstance(one.task, Decision) and one.task.bounded(one.decoder):
                 box = eps.unsqueeze(-1) * step.reach(one.name)
                 worst = one.task.worst_objective(one.decoder, one.heard, box, one.truth)
                 total = total + weight * one.share * (worst - one.task.loss(one.output, one.truth)).mean()
@@ -70,7 +71,8 @@ class Ibp(LossDefense):
                 f"'{plan.scenario.link.encoder.kind}' paints pictures; use the encoder 'cnn'."
             )
         with torch.random.fork_rng(devices=[]):
-            if not any(plan.task(branch).bounded(plan.new_decoder(branch)) for branch in plan.branches):
+            pairs = ((plan.task(branch), plan.new_decoder(branch)) for branch in plan.branches)
+            if not any(isinstance(task, Decision) and task.bounded(decoder) for task, decoder in pairs):
                 raise ScenarioError(
                     f"In the scenario, '{path}': 'ibp' needs a task of kind classification or sensing with a dense "
                     "decoder, and there is none; add one, or remove it."

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fedsem.hooks.binomial import clopper_pearson, outnumbers
 from fedsem.hooks.vote import Vote
+from fedsem.tasks.decision import Decision
 from fedsem.tasks.task import Share, Task
 
 
@@ -33,6 +34,7 @@ class MajorityVote(Vote):
         return self.n0 + self.n
 
     def measure(self, output: Tensor, truth: Tensor, task: Task) -> dict[str, Share]:
+        assert isinstance(task, Decision), "checked with the scenario"
         told, right = task.decisions(output[self.n0 :], truth)
         votes, classes = counted(told, output.shape[-1]).topk(2, dim=-1)
         winner, sure = classes[..., 0], outnumbers(votes[..., 0], votes[..., 1], self.alpha)
@@ -43,6 +45,7 @@ class MajorityVote(Vote):
         }
 
     def certify(self, output: Tensor, truth: Tensor, task: Task, distance: Tensor) -> dict[str, Share]:
+        assert isinstance(task, Decision), "checked with the scenario"
         told, right = task.decisions(output, truth)
         guess = counted(told[: self.n0], output.shape[-1]).argmax(-1)
         agreeing = (told[self.n0 :] == guess).sum(0)

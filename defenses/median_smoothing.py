@@ -25,12 +25,7 @@ class MedianSmoothing(NoisyCopies):
     one copy in a thousand could move it anywhere.
     """
 
-    def serves(self, task: Task) -> bool:
-        return isinstance(task, Reconstruction)
-
-    @classmethod
-    def served(cls) -> str:
-        return "reconstruction"
+    serves = (Reconstruction,)
 
     def measure(self, output: Tensor, truth: Tensor, task: Task) -> dict[str, Share]:
         return task.metrics(output.clamp(0, 1).median(0).values, truth, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fedsem.hooks.vote import NoisyCopies
 from fedsem.registry import register
 from fedsem.tasks.classification import Classification
-from fedsem.tasks.task import Task
 
 from .majority_vote import MajorityVote
 
@@ -21,9 +20,4 @@ class RandomisedSmoothing(MajorityVote, NoisyCopies):
     Robust Deep Learning via Adversarially Trained Smoothed Classifiers, 2019: SmoothAdv).
     """
 
-    def serves(self, task: Task) -> bool:
-        return isinstance(task, Classification)
-
-    @classmethod
-    def served(cls) -> str:
-        return "classification"
+    serves = (Classification,)

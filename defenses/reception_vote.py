@@ -6,7 +6,6 @@ from fedsem.hooks.vote import ManyReceptions
 from fedsem.registry import register
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.sensing import Sensing
-from fedsem.tasks.task import Task
 
 from .majority_vote import MajorityVote
 
@@ -20,9 +19,4 @@ class ReceptionVote(MajorityVote, ManyReceptions):
     Phi^-1(p)^2 / (nc SNR): at most -15.2 dB at nc = 20, 10 dB and n = 1000.
     """
 
-    def serves(self, task: Task) -> bool:
-        return isinstance(task, (Classification, Sensing))
-
-    @classmethod
-    def served(cls) -> str:
-        return "classification and sensing"
+    serves = (Classification, Sensing)

@@ -9,6 +9,7 @@ from fedsem.hooks.binomial import clopper_pearson
 from fedsem.hooks.vote import ManyReceptions
 from fedsem.registry import register
 from fedsem.tasks.classification import Classification
+from fedsem.tasks.decision import Decision
 from fedsem.tasks.sensing import Sensing
 from fedsem.tasks.task import Share, Task
 
@@ -22,19 +23,16 @@ class SingleShotCertificate(ManyReceptions):
     alpha, and 0 where that is negative. The mean of p must not be put into the formula: it is not concave.
     """
 
-    def serves(self, task: Task) -> bool:
-        return isinstance(task, (Classification, Sensing))
-
-    @classmethod
-    def served(cls) -> str:
-        return "classification and sensing"
+    serves = (Classification, Sensing)
 
     def measure(self, output: Tensor, truth: Tensor, task: Task) -> dict[str, Share]:
+        assert isinstance(task, Decision), "checked with the scenario"
         told, right = task.decisions(output, truth)
         share = (told == right).float().mean(0)
         return {"accuracy": Share(share, torch.ones_like(share))}
 
     def certify(self, output: Tensor, truth: Tensor, task: Task, distance: Tensor) -> dict[str, Share]:
+        assert isinstance(task, Decision), "checked with the scenario"
         told, right = task.decisions(output, truth)
         low = clopper_pearson((told == right).sum(0), self.n, self.alpha)
         bound = torch.special.ndtr(torch.special.ndtri(low) - distance) - self.alpha

@@ -169,6 +169,14 @@ class Plan:
             return train.sensing_snr_db
         return train.snr_db
 
+    def drawn_snr(self, branch: Branch, shape: tuple[int, ...], generator: torch.Generator) -> float | Tensor:
+        """Training SNRs of so many receptions of a branch: a number, or one for each, of this shape."""
+        snr = self.train_snr(branch)
+        if not isinstance(snr, Uniform):
+            return snr
+        low, high = snr.uniform
+        return low + (high - low) * torch.rand(shape, device=generator.device, generator=generator)
+
     def partition(self, seed: int) -> list[np.ndarray]:
         """Indices of the training images that each receiver holds."""
         key = Stream(seed).child("partition").key % 2**31

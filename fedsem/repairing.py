@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fedsem.channels.channel import Realisation
 from fedsem.hooks.repair import Finding, Repairable, Repaired, Trigger
-from fedsem.plan import Branch, examples_of
-from fedsem.scenario import Uniform
+from fedsem.plan import examples_of
 from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.task import Examples
@@ -61,17 +60,10 @@ class LinkCopy:
             stream: of the air.
         """
         branch, symbols = self.branches[name], self.plan.scenario.link.symbols
-        channel, snr = self.plan.channel(branch), self._snr(branch, (draws, len(x)), stream.child("snr"))
+        channel = self.plan.channel(branch)
+        snr = self.plan.drawn_snr(branch, (draws, len(x)), stream.child("snr").torch(x.device))
         air = channel.draw((draws, len(x)), self.plan.channel_uses, symbols, stream.child("air").torch(x.device))
         return channel.apply(x, air, snr, symbols), air
-
-    def _snr(self, branch: Branch, shape: tuple[int, int], stream: Stream) -> float | Tensor:
-        snr = self.plan.train_snr(branch)
-        if isinstance(snr, Uniform):
-            low, high = snr.uniform
-            drawn = torch.rand(shape, device=self.plan.device, generator=stream.torch(self.plan.device))
-            return low + (high - low) * drawn
-        return snr
 
     def loss(self, examples: Examples, stream: Stream) -> Tensor:
         """The tasks' losses of these images, weighted, over all listeners: a scalar."""

@@ -15,7 +15,6 @@ from fedsem.hooks.sanitise import Features, Held
 from fedsem.link import Transmitter
 from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
-from fedsem.scenario import Uniform
 from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.task import Examples
@@ -126,10 +125,6 @@ class _View:
     def _received(self, branch: Branch, x: Tensor, batch: Examples, numbers: Tensor, stream: Stream) -> Tensor:
         channel, symbols = self.plan.channel(branch), self.plan.scenario.link.symbols
         air = channel.draw((1, len(x)), self.plan.channel_uses, symbols, stream.torch(x.device))
-        snr: float | Tensor | Uniform = self.plan.train_snr(branch)
-        if isinstance(snr, Uniform):
-            low, high = snr.uniform
-            drawn = torch.rand((1, len(x)), device=x.device, generator=stream.child("snr").torch(x.device))
-            snr = low + (high - low) * drawn
+        snr = self.plan.drawn_snr(branch, (1, len(x)), stream.child("snr").torch(x.device))
         interference = self.poisoning.interference(x, batch.labels, numbers)
         return channel.apply(x, air, snr, symbols, interference, self.poisoning.rotation(numbers))[0]

@@ -23,7 +23,7 @@ from fedsem.link import Transmission, Transmitter
 from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
 from fedsem.sanitising import sanitised
-from fedsem.scenario import Optimizer, Uniform
+from fedsem.scenario import Optimizer
 from fedsem.stepping import Untouched
 from fedsem.streams import Stream
 from fedsem.tasks.task import Examples
@@ -230,7 +230,7 @@ def _drawn(
     # A digital transmission arrives as it is: its errors are outages, from which nothing is learnt.
     uses = 0 if transmitter.digital else plan.channel_uses
     realisation = plan.channel(branch).draw(shape, uses, plan.scenario.link.symbols, air)
-    return _Drawn(realisation, 0.0 if transmitter.digital else _training_snr(plan.train_snr(branch), shape, snr))
+    return _Drawn(realisation, 0.0 if transmitter.digital else plan.drawn_snr(branch, shape, snr))
 
 
 class _Step:
@@ -404,13 +404,6 @@ def _restore(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], s
             else torch.empty_like(value, device=parameter.device)
         )
         optimizer.state[parameter][entry] = like.copy_(value)
-
-
-def _training_snr(snr: float | Uniform, shape: tuple[int, ...], generator: torch.Generator) -> float | Tensor:
-    if isinstance(snr, Uniform):
-        low, high = snr.uniform
-        return low + (high - low) * torch.rand(shape, device=generator.device, generator=generator)
-    return snr
 
 
 def _augmented(images: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:

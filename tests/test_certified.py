@@ -676,11 +676,6 @@ def test_interval_bounds_write_rows_and_hold_for_pgd() -> None:
     assert (row["stage"], row["norm"], row["sites"], row["draws"]) == ("certificate", "linf", "air", 16)
 
 
-def test_a_task_without_decisions_says_so() -> None:
-    with pytest.raises(TypeError, match="'reconstruction' has no decisions"):
-        PICTURE.decisions(torch.zeros(1, 2), torch.zeros(1, 2))
-
-
 def test_undefended_figures_stay_as_they_are() -> None:
     """To the last bit, whether a vote stands beside them in the grid or not."""
     link = voting_link(RAYLEIGH, {"kind": "coherent_averaging", "n": 10}, [-20.0], attacks={"a": {"kind": "fgsm"}})

@@ -19,7 +19,7 @@ from fedsem.channels.reach import reach
 from fedsem.channels.symbols import Symbols
 from fedsem.checks import resolve
 from fedsem.evaluation.air import Air
-from fedsem.evaluation.certified_decoder import can_certify, certified_accuracy
+from fedsem.evaluation.certified_decoder import certified_accuracy
 from fedsem.federation.centralised import train_centrally
 from fedsem.federation.job import Job
 from fedsem.models.interval_bounds import dense_layers, difference_bounds, output_bounds
@@ -27,7 +27,7 @@ from fedsem.models.mlp import mlp
 from fedsem.plan import scenario_text
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
-from fedsem.tasks.task import Task
+from fedsem.tasks.decision import Decision
 from fedsem.units import from_db
 
 
@@ -123,9 +123,9 @@ def test_other_layers_are_not_bounded() -> None:
         output_bounds(Residual(nn.Linear(2, 2)), torch.zeros(2), torch.zeros(2))
 
 
-def task(kind: str, **options: Any) -> Task:
+def task(kind: str, **options: Any) -> Decision:
     made = find("task", kind).model_validate(options)
-    assert isinstance(made, Task)
+    assert isinstance(made, Decision)
     return made
 
 
@@ -201,9 +201,11 @@ def test_no_attack_on_air_breaks_what_is_certified(air: dict[str, Any], job: str
     """Sign gradients, random signs and random points of the cube, each reception attacked by someone who knows all."""
     link = fresh_link(air, job, symbols, images=20, evaluation={"draws": {"attack": 1, "score": 6}, "baselines": False})
     listener, drawn = link.listeners[0], Air(link)
-    assert can_certify(link, listener)
+    asked = link.plan.task(listener.branch)
+    assert isinstance(asked, Decision)
+    assert asked.bounded(listener.decoder)
     snr_db, psrs = 12.0, [-60.0, -34.0, -30.0, -26.0]
-    found = certified_accuracy(link, drawn, listener, [snr_db], psrs)
+    found = certified_accuracy(link, drawn, listener, snr_db, psrs)
     realisation, task_ = drawn.score(listener), link.plan.task(listener.branch)
     truth, over = task_.truth(link.examples, realisation), link.plan.channel(listener.branch)
     sent = link.transmitter(link.images).detach()
@@ -224,7 +226,7 @@ def test_no_attack_on_air_breaks_what_is_certified(air: dict[str, Any], job: str
             noise = 2 * torch.rand(w.shape, generator=generator) - 1
             trials += [eps * noise.sign(), eps * noise]
         worst = torch.stack([failure(trial) for trial in trials]).amax(0)
-        tally = found[snr_db, psr_db]
+        tally = found[psr_db]
         certified, survived = tally.numerator, (1 - worst).sum(0).numpy()
         assert tally.receptions == 6
         assert (tally.denominator == 6).all()
@@ -234,11 +236,6 @@ def test_no_attack_on_air_breaks_what_is_certified(air: dict[str, Any], job: str
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx(clean, abs=0.06)
     assert shares[-1] < shares[0]
-
-
-def test_a_picture_has_no_decision_to_certify() -> None:
-    link = fresh_link({"kind": "awgn"}, "reconstruction")
-    assert not can_certify(link, link.listeners[0])
 
 
 def test_training_with_interval_bounds_certifies_what_plain_training_does_not(tmp_path: Path) -> None:
@@ -260,6 +257,6 @@ def test_training_with_interval_bounds_certifies_what_plain_training_does_not(tm
         job.folder.mkdir()
         train_centrally(job, lambda job, state: None)
         link = assemble(plan, 0, job.state())
-        (tally,) = certified_accuracy(link, Air(link), link.listeners[0], [10.0], [-10.0]).values()
+        (tally,) = certified_accuracy(link, Air(link), link.listeners[0], 10.0, [-10.0]).values()
         certified[name] = tally.numerator.sum() / tally.denominator.sum()
     assert certified["ibp"] > certified["plain"] + 0.3

@@ -89,6 +89,11 @@ class Channel(Options):
         """Whether a sensing task listens to this channel."""
         return False
 
+    @property
+    def steady(self) -> bool:
+        """Whether all draws of it are alike but for the noise."""
+        return self.fading_name == "none" and not self.is_sensing
+
     def knows_phase(self, symbols: Symbols) -> bool:
         """Whether a decoder could tell received symbols from the same symbols turned by a fixed angle; not where the
         channel turns them by a uniform angle that the receiver does not know."""

@@ -17,14 +17,14 @@ from fedsem.hooks.vote import Vote
 
 
 def defended(link: TrainedLink, defense: Defense | None, known: bool = False) -> TrainedLink:
-    """The link behind a defense; the link itself for None.
+    """The link behind a defense; the link itself for None, and for what changes nothing.
 
     Args:
         link: the trained link.
         defense: acts on a trained link.
         known: whether a transform is differentiated by way of its stand-in, as an adversary does who knows it.
     """
-    if defense is None:
+    if defense is None or isinstance(defense, DecoderBounds):
         return link
     if isinstance(defense, Repair):
         return repaired(link, defense)
@@ -37,8 +37,6 @@ def defended(link: TrainedLink, defense: Defense | None, known: bool = False) ->
     elif isinstance(defense, Transform):
         listeners = [replace(one, decoder=_Behind(defense, known, one.decoder)) for one in link.listeners]
         changed = replace(link, listeners=tuple(listeners))
-    elif isinstance(defense, DecoderBounds):
-        changed = replace(link)
     else:
         assert isinstance(defense, Detector)
         changed = replace(link, detector=defense)

@@ -328,36 +328,36 @@ class _Evaluation:
         if not isinstance(self.defense, (Vote, DecoderBounds)):
             return
         site = self.defense.site
-        for at, sensing, psr_db in product(_snr_pairs(grid), (False, True), grid.psr_db or []):
+        for at, sensing in product(_snr_pairs(grid), (False, True)):
             groups: dict[Key, list[Listener]] = {}
             for listener in self.listeners(sensing, self.tasks(grid)):
                 groups.setdefault(key_of(listener), []).append(listener)
             snr_db = at.snr(sensing)
             for key, listeners in groups.items():
-                point = ("certificate", *key, snr_db, psr_db)
-                if point in self.seen:
-                    continue
-                self.seen.add(point)
-                columns = {
-                    **self.columns(key, snr_db),
-                    "stage": "certificate",
-                    "attack": "none",
-                    "sites": site,
-                    "norm": self.defense.norm,
-                    "psr_db": psr_db,
-                    _axis(sensing): snr_db,
-                }
-                if site == "air":
-                    columns["pnr_db"] = psr_db + snr_db
-                if self.scorer.ballots is not None:
-                    found = self.scorer.ballots.certified(listeners, snr_db, psr_db)
-                else:
-                    bounds = [
-                        certified_accuracy(self.link, self.air, one, [snr_db], [psr_db])[snr_db, psr_db]
-                        for one in listeners
-                    ]
-                    found = together([{"certified_accuracy": bound} for bound in bounds])
-                self.points.append(Point(columns, found))
+                wanted = [psr for psr in grid.psr_db or [] if ("certificate", *key, snr_db, psr) not in self.seen]
+                for psr_db, metrics in self.certified(listeners, snr_db, wanted).items():
+                    self.seen.add(("certificate", *key, snr_db, psr_db))
+                    columns = {
+                        **self.columns(key, snr_db),
+                        "stage": "certificate",
+                        "attack": "none",
+                        "sites": site,
+                        "norm": self.defense.norm,
+                        "psr_db": psr_db,
+                        _axis(sensing): snr_db,
+                    }
+                    if site == "air":
+                        columns["pnr_db"] = psr_db + snr_db
+                    self.points.append(Point(columns, metrics))
+
+    def certified(
+        self, listeners: Sequence[Listener], snr_db: float, psrs_db: Sequence[float]
+    ) -> dict[float, dict[str, Tally]]:
+        """What is certified for these listeners together at each PSR."""
+        if (ballots := self.scorer.ballots) is not None:
+            return {psr_db: ballots.certified(listeners, snr_db, psr_db) for psr_db in psrs_db}
+        bounds = [certified_accuracy(self.link, self.air, one, snr_db, psrs_db) for one in listeners]
+        return {psr_db: together([{"certified_accuracy": one[psr_db]} for one in bounds]) for psr_db in psrs_db}
 
     def attack(self, grid: Grid, at: _Where) -> None:
         """Every attack of the grid at every PSR; where the grid lists `noise`, beside each of them noise of the energy

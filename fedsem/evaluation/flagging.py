@@ -15,6 +15,7 @@ from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.detector import Detector, Fitted
 from fedsem.plan import examples_of
 from fedsem.streams import Stream
+from fedsem.tasks.decision import Decision
 
 MOST_FITTED = 2048
 """Images of the reserve that a detector is fitted on, and as many that set its threshold, at most."""
@@ -77,7 +78,7 @@ class Alarms:
     def alarm(self, listener: Listener, snr_db: float) -> Alarm | None:
         """The detector as it is set for a decoder at an SNR; None for a decoder that it does not watch."""
         key = listener.name, snr_db
-        decides = self.link.plan.task(listener.branch).decides
+        decides = isinstance(self.link.plan.task(listener.branch), Decision)
         if self.detector.needs_decisions and not decides:
             return None
         if key not in self._set:

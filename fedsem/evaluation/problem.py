@@ -221,8 +221,7 @@ class LinkProblem:
         """The same problem without channel noise."""
         silent = self._copy()
         silent._noise = False
-        channels = [self.link.plan.channel(listener.branch) for listener in self.weights]
-        steady = all(channel.fading_name == "none" and not channel.is_sensing for channel in channels)
+        steady = all(self.link.plan.channel(listener.branch).steady for listener in self.weights)
         if steady and not self._chance:
             silent._draws = 1  # all draws are alike
         return silent

@@ -63,12 +63,7 @@ class Ballots:
         self.link, self.air, self.vote = link, air, link.vote
         self.stream = air.stream.child("vote")
         scenario = link.plan.scenario
-        mine = [
-            grid
-            for grid in scenario.evaluation.grids
-            if any(scenario.defenses.get(name) is self.vote for name in grid.defenses)
-        ]
-        self.psrs = list(dict.fromkeys(psr for grid in mine for psr in grid.psr_db or []))
+        self.psrs = list(dict.fromkeys(psr for _, grid in self.vote.grids(scenario) for psr in grid.psr_db or []))
         self.certificates: dict[tuple[str, float, float], dict[str, Tally]] = {}
 
     def score(
@@ -117,9 +112,8 @@ class Ballots:
         return isinstance(self.vote, NoisyCopies)
 
     def _gains(self, listener: Listener) -> int:
-        channel = self.link.plan.channel(listener.branch)
-        random = channel.fading_name != "none" or channel.is_sensing
-        return self.vote.gains if isinstance(self.vote, ManyReceptions) and random else 1
+        steady = self.link.plan.channel(listener.branch).steady
+        return self.vote.gains if isinstance(self.vote, ManyReceptions) and not steady else 1
 
     def _add(self, into: dict[str, Tally], shares: Mapping[str, Share], images: Tensor, broken: Tensor) -> None:
         numbers, count = images.cpu().numpy(), len(self.link.labels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.evasion import Norm, Site
+from fedsem.tasks.decision import Decision
 
 if TYPE_CHECKING:
     from fedsem.plan import Plan
@@ -33,10 +34,7 @@ class DecoderBounds(Defense):
             ScenarioError: a grid names no PSR to certify, or tasks whose decoders have no bounds.
         """
         scenario = plan.scenario
-        for i, grid in enumerate(scenario.evaluation.grids):
-            if not any(scenario.defenses.get(name) is self for name in grid.defenses):
-                continue
-            where = f"In the scenario, 'evaluation.grids.{i}"
+        for where, grid in self.grids(scenario):
             if grid.psr_db is None:
                 raise ScenarioError(
                     f"{where}': '{self.kind}' certifies for perturbations of some power; list PSRs in 'psr_db'."
@@ -44,7 +42,10 @@ class DecoderBounds(Defense):
             for branch in plan.branches:
                 if branch.task not in (grid.tasks or scenario.tasks):
                     continue
-                if scenario.link.encoder.paints or not plan.task(branch).bounded(plan.new_decoder(branch)):
+                task = plan.task(branch)
+                if scenario.link.encoder.paints or not (
+                    isinstance(task, Decision) and task.bounded(plan.new_decoder(branch))
+                ):
                     raise ScenarioError(
                         f"{where}.tasks': '{self.kind}' knows no bounds of the decisions of '{branch.task}'; name "
                         "tasks of classification or sensing whose decoders hear numbers and are dense."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
 from fedsem.streams import Stream
+from fedsem.tasks.decision import Decision
 
 if TYPE_CHECKING:
     from fedsem.plan import Plan
@@ -76,11 +77,8 @@ class Detector(Defense):
             ScenarioError: there are too few images to set a threshold with, or nothing to watch.
         """
         encoder, reserve = plan.scenario.link.encoder, plan.dataset.reserve
-        if reserve is None:
-            raise ScenarioError(
-                f"In the scenario, '{path}': '{self.kind}' sets its threshold with images that neither a receiver nor "
-                "a test holds; keep some of them with data.reserve."
-            )
+        self._needs_reserve(path, plan, "sets its threshold with")
+        assert reserve is not None
         # One half of them sets the threshold, which should be below the largest of its clean scores.
         if len(reserve) < (least := 2 * math.ceil(1 / self.false_alarm)):
             raise ScenarioError(
@@ -92,7 +90,7 @@ class Detector(Defense):
                 f"In the scenario, '{path}': '{self.kind}' watches symbols, and receivers of '{encoder.kind}' decode "
                 "pictures; use another encoder."
             )
-        if self.needs_decisions and not any(plan.task(branch).decides for branch in plan.branches):
+        if self.needs_decisions and not any(isinstance(task, Decision) for task in plan.scenario.tasks.values()):
             raise ScenarioError(
                 f"In the scenario, '{path}': '{self.kind}' watches decisions, and no task makes any; add a task of "
                 "classification or sensing, or use another detector."

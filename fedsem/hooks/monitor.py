@@ -10,7 +10,6 @@ import numpy as np
 
 from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
-from fedsem.models.mae_encoder import MaeOptions
 
 if TYPE_CHECKING:
     from fedsem.plan import Plan
@@ -44,12 +43,8 @@ class Monitor(Defense):
             ScenarioError: there is no server, no image to watch, or the encoder sends patches.
         """
         encoder = plan.scenario.link.encoder
-        if plan.dataset.reserve is None:
-            raise ScenarioError(
-                f"In the scenario, '{path}': '{self.kind}' watches images that neither a receiver nor a test holds; "
-                "keep some of them with data.reserve."
-            )
-        if isinstance(encoder, MaeOptions):
+        self._needs_reserve(path, plan, "watches")
+        if encoder.paints:
             raise ScenarioError(
                 f"In the scenario, '{path}': link.encoder '{encoder.kind}' sends chosen patches, which images do not "
                 "have in common; use the encoder 'cnn'."

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
 from fedsem.link import Transmitter
-from fedsem.models.mae_encoder import MaeOptions
 from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
 
@@ -134,12 +133,8 @@ class Repair(Defense):
             ScenarioError: there are no clean images, no classes to judge by, or the encoder sends patches.
         """
         encoder = plan.scenario.link.encoder
-        if plan.dataset.reserve is None:
-            raise ScenarioError(
-                f"In the scenario, '{path}': '{self.kind}' repairs the link with clean images that neither a receiver "
-                "nor a test holds; keep some of them with data.reserve."
-            )
-        if isinstance(encoder, MaeOptions):
+        self._needs_reserve(path, plan, "repairs the link with clean")
+        if encoder.paints:
             raise ScenarioError(
                 f"In the scenario, '{path}': link.encoder '{encoder.kind}' sends chosen patches, which '{self.kind}' "
                 "cannot repair; use the encoder 'cnn'."

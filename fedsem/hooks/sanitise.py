@@ -17,7 +17,6 @@ from pydantic import PositiveInt
 
 from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
-from fedsem.models.mae_encoder import MaeOptions
 from fedsem.streams import Stream
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class DataFilter(Defense):
                 the last round.
         """
         encoder, rounds = plan.scenario.link.encoder, plan.scenario.federation.rounds
-        if self.features != "pixels" and isinstance(encoder, MaeOptions):
+        if self.features != "pixels" and encoder.paints:
             raise ScenarioError(
                 f"In the scenario, '{path}.features': link.encoder '{encoder.kind}' sends chosen patches, which images "
                 "do not have in common; use features: pixels."

@@ -54,6 +54,8 @@ class Vote(Defense):
     site: ClassVar[Site]
     """Where the perturbations are added that it is certified against."""
     norm: ClassVar[Norm] = "l2"
+    serves: ClassVar[tuple[type[Task], ...]]
+    """Tasks that it can decide."""
 
     n: Annotated[int, Field(ge=10, le=100_000)] = 1000
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
@@ -67,10 +69,6 @@ class Vote(Defense):
     def averaged(self) -> int:
         """How many receptions are averaged before each decision: their noise has so many times less power."""
         return 1
-
-    @abstractmethod
-    def serves(self, task: Task) -> bool:
-        """Whether it can decide this task."""
 
     @abstractmethod
     def measure(self, output: Tensor, truth: Tensor, task: Task) -> dict[str, Share]:
@@ -112,25 +110,18 @@ class Vote(Defense):
                 f"receiver of '{scenario.link.encoder.kind}' would paint every one of them (or, with a digital "
                 "transport, hear no noise at all); use another encoder."
             )
-        for i, grid in enumerate(scenario.evaluation.grids):
-            if not any(scenario.defenses.get(name) is self for name in grid.defenses):
-                continue
-            where = f"In the scenario, 'evaluation.grids.{i}"
+        for where, grid in self.grids(scenario):
             if grid.psr_db is None:
                 raise ScenarioError(
                     f"{where}': '{self.kind}' certifies for perturbations of some power; list PSRs in 'psr_db'."
                 )
             for name in grid.tasks or scenario.tasks:
-                if not self.serves(scenario.tasks[name]):
+                if not isinstance(scenario.tasks[name], self.serves):
+                    served = " and ".join(one.kind for one in self.serves)
                     raise ScenarioError(
                         f"{where}.tasks': '{self.kind}' does not certify the task '{name}' "
-                        f"({scenario.tasks[name].kind}); name those that it does, {self.served()}, in the grid's tasks."
+                        f"({scenario.tasks[name].kind}); name those that it does, {served}, in the grid's tasks."
                     )
-
-    @classmethod
-    @abstractmethod
-    def served(cls) -> str:
-        """The kinds of tasks that it can decide, in words."""
 
 
 class NoisyCopies(Vote, Transform):
@@ -153,16 +144,13 @@ class NoisyCopies(Vote, Transform):
     def check(self, path: str, plan: Plan) -> None:
         super().check(path, plan)
         scenario = plan.scenario
-        for i, grid in enumerate(scenario.evaluation.grids):
-            if not any(scenario.defenses.get(name) is self for name in grid.defenses):
-                continue
+        for where, grid in self.grids(scenario):
             for name in grid.attacks:
                 attack = scenario.attacks.get(name)
                 if isinstance(attack, Evasion) and attack.knowledge.channel == "csi":
                     raise ScenarioError(
-                        f"In the scenario, 'evaluation.grids.{i}.attacks': '{name}' knows the channel of a reception, "
-                        f"and '{self.kind}' sends each copy over another; use channel: statistics, or a grid without "
-                        "this defense."
+                        f"{where}.attacks': '{name}' knows the channel of a reception, and '{self.kind}' sends each "
+                        "copy over another; use channel: statistics, or a grid without this defense."
                     )
 
 
@@ -181,10 +169,8 @@ class ManyReceptions(Vote):
     def check(self, path: str, plan: Plan) -> None:
         super().check(path, plan)
         draws = plan.scenario.evaluation.draws.score
-        fades = any(
-            plan.channel(branch).fading_name != "none" or plan.task(branch).is_sensing for branch in plan.branches
-        )
-        if fades and self.gains > draws:
+        steady = all(plan.channel(branch).steady for branch in plan.branches)
+        if not steady and self.gains > draws:
             raise ScenarioError(
                 f"In the scenario, '{path}.gains': evaluation.draws.score has {draws} draws of the gains, not "
                 f"{self.gains}; lower it, or raise that."

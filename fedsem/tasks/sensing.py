@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsem.channels.channel import Realisation
-from fedsem.models.interval_bounds import dense_layers, difference_bounds
+from fedsem.models.interval_bounds import difference_bounds
 from fedsem.models.mlp import mlp
 from fedsem.registry import register
-from fedsem.tasks.classification import class_divergence, cross_entropy, worst_cross_entropy
-from fedsem.tasks.task import DecoderFormat, Examples, Share, Task
+from fedsem.tasks.decision import Decision
+from fedsem.tasks.task import DecoderFormat, Examples, Share
 
 FALSE_ALARM_RATE = 0.1
 """P_FA at which the probability of detection is reported (design section 4)."""
@@ -20,7 +20,7 @@ WIDEST = 256
 
 
 @register("task", "sensing")
-class Sensing(Task):
+class Sensing(Decision):
     """[S3] section IV: dense nc, nc/2 (ReLU), then two outputs (absent, present); cross-entropy.
 
     Attributes:
@@ -32,14 +32,6 @@ class Sensing(Task):
     @property
     def is_sensing(self) -> bool:
         return True
-
-    @property
-    def decides(self) -> bool:
-        return True
-
-    @property
-    def headline(self) -> str:
-        return "accuracy"
 
     def build(self, decoder: DecoderFormat) -> nn.Module:
         outputs = 1 + (decoder.range_bins if self.range else 1)
@@ -55,25 +47,6 @@ class Sensing(Task):
 
     def aim(self, goal: int, examples: Examples) -> Tensor:
         return torch.full_like(examples.labels, goal)
-
-    def loss(self, output: Tensor, truth: Tensor) -> Tensor:
-        return cross_entropy(output, truth)
-
-    def failure(self, decoder: nn.Module, heard: Tensor, truth: Tensor) -> Tensor:
-        return ((_score(decoder(heard)) > 0) != (truth > 0)).float()
-
-    @property
-    def compares(self) -> bool:
-        return True
-
-    def divergence(self, output: Tensor, other: Tensor) -> Tensor:
-        return class_divergence(output, other)
-
-    def bounded(self, decoder: nn.Module) -> bool:
-        return dense_layers(decoder) is not None
-
-    def worst_objective(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
-        return worst_cross_entropy(decoder, heard, radius, truth)
 
     def worst_failure(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
         absent = torch.zeros_like(truth.expand(heard.shape[:-1]))

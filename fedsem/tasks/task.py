@@ -89,11 +89,6 @@ class Task(Options):
         return False
 
     @property
-    def decides(self) -> bool:
-        """Whether outputs are scores (..., B, choices), the largest of which is the decision."""
-        return False
-
-    @property
     def needs(self) -> Literal["picture", "boxes", "keypoints", "segmentation"] | None:
         """What the task cannot do without: a painted picture, or annotations (and then a picture too)."""
         return None
@@ -142,30 +137,9 @@ class Task(Options):
         """How far another output of a decoder is from its output, (..., B), in the units of the loss."""
         raise NotImplementedError(f"the outputs of '{self.kind}' cannot be compared")
 
-    def bounded(self, decoder: nn.Module) -> bool:
-        """Whether `worst_objective` and `worst_failure` are defined for this decoder."""
-        return False
-
-    def worst_objective(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
-        """No less than the largest `objective`, (..., B), for anything within `radius` of `heard`, number by number."""
-        raise NotImplementedError(f"the decoders of '{self.kind}' have no bounds")
-
-    def worst_failure(self, decoder: nn.Module, heard: Tensor, radius: Tensor, truth: Tensor) -> Tensor:
-        """0 where the decision is right for all that is within `radius` of `heard`, (..., B); 1 where it may not be."""
-        raise NotImplementedError(f"the decoders of '{self.kind}' have no bounds")
-
     def calibrate(self, output: Tensor, truth: Tensor) -> float | None:
         """A decision threshold from clean outputs, for metrics that need one."""
         return None
-
-    def decisions(self, output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """What each output decides, (..., B), and what would be right, broadcastable to it: numbers below the number of
-        outputs, by which `accuracy` is told.
-
-        Raises:
-            TypeError: the task decides nothing.
-        """
-        raise TypeError(f"'{self.kind}' has no decisions")
 
     @abstractmethod
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
