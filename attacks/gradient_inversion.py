@@ -16,7 +16,7 @@ from fedsem.errors import ScenarioError, closest
 from fedsem.hooks.leakage import Exposed, Leak, Leakage, Parameters, Picture
 from fedsem.plan import Branch, Plan, Receiver
 from fedsem.registry import register
-from fedsem.scenario import Many, Name, Optimizer, Uniform
+from fedsem.scenario import Many, Name, Optimizer
 from fedsem.streams import Stream
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.reconstruction import Reconstruction
@@ -24,7 +24,7 @@ from fedsem.tasks.task import Examples, Share
 from fedsem.training import ReceiverTask, train_receiver
 
 if TYPE_CHECKING:
-    from fedsem.link import Transmitter
+    pass
 
 MOST_IMAGES = 4
 """Images of a batch: beyond, what is found is no longer what the receiver has."""
@@ -331,15 +331,12 @@ class Step:
         draws = train.draws if options.knows_channel else options.draws
         source = self.stream if options.knows_channel else stream
         levels, shape = source.child("snr").torch(plan.device), (draws, images)
-        air, snrs = {}, {}
+        air: dict[Branch, Realisation] = {}
+        snrs: dict[Branch, float | Tensor] = {}
         for branch in self.branches:
             generator = source.child("air", branch.key).torch(plan.device)
             air[branch] = plan.channel(branch).draw(shape, plan.channel_uses, plan.scenario.link.symbols, generator)
-            level: float | Uniform | Tensor = plan.train_snr(branch)
-            if isinstance(level, Uniform):
-                low, high = level.uniform
-                level = low + (high - low) * torch.rand(shape, device=plan.device, generator=levels)
-            snrs[branch] = level
+            snrs[branch] = plan.drawn_snr(branch, shape, levels)
         return GradientModel(self, air, snrs, self.stream.child("dropout") if options.knows_dropout else None)
 
 
@@ -361,9 +358,7 @@ class GradientModel:
     ) -> None:
         self.plan, self.branches = step.plan, step.branches
         self.air, self.snrs, self.dropout = air, snrs, dropout
-        with torch.random.fork_rng(devices=[]):
-            self.transmitter: Transmitter = step.plan.new_transmitter()
-            self.decoders = {branch: step.plan.new_decoder(branch) for branch in self.branches}
+        self.transmitter, self.decoders = step.plan.networks(self.branches)
         self.transmitter.encoder.load_state_dict(step.shared)
         for branch, decoder in self.decoders.items():
             decoder.load_state_dict(step.decoders[branch.key])

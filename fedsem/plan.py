@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -162,6 +164,17 @@ class Plan:
         """A decoder on the plan's device, initialised from torch's global generator."""
         return self.task(branch).build(self.decoder_format(branch)).to(self.device)
 
+    @cached_property
+    def _networks(self) -> tuple[Transmitter, dict[Branch, nn.Module]]:
+        with torch.random.fork_rng(devices=[]):
+            return self.new_transmitter(), {branch: self.new_decoder(branch) for branch in self.branches}
+
+    def networks(self, branches: Iterable[Branch]) -> tuple[Transmitter, dict[Branch, nn.Module]]:
+        """A transmitter and decoders whose parameters are to be loaded: copies, because drawing initial weights costs a
+        receiver more than a step of training. Leaves torch's global generator alone."""
+        transmitter, decoders = self._networks
+        return copy.deepcopy(transmitter), {branch: copy.deepcopy(decoders[branch]) for branch in branches}
+
     def train_snr(self, branch: Branch) -> float | Uniform:
         """Training SNR of a branch: `sensing_snr_db` for sensing channels where it is given."""
         train = self.scenario.train
@@ -206,8 +219,7 @@ class Plan:
     @cached_property
     def _learning(self) -> frozenset[Branch]:
         """Branches whose decoders have parameters."""
-        with torch.random.fork_rng(devices=[]):
-            return frozenset(b for b in self.branches if any(True for _ in self.new_decoder(b).parameters()))
+        return frozenset(b for b, decoder in self._networks[1].items() if any(True for _ in decoder.parameters()))
 
 
 def examples_of(split: Split, device: torch.device) -> Examples:

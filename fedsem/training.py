@@ -365,10 +365,7 @@ def _chance(device: torch.device) -> tuple[Tensor, ...]:
 
 
 def _networks(plan: Plan, task: ReceiverTask) -> tuple[Transmitter, dict[Branch, nn.Module]]:
-    # Construction draws initial weights that are overwritten at once: a fork keeps that from touching other streams.
-    with torch.random.fork_rng(devices=[]):
-        transmitter = plan.new_transmitter()
-        decoders = {branch: plan.new_decoder(branch) for branch in task.branches}
+    transmitter, decoders = plan.networks(task.branches)
     transmitter.encoder.load_state_dict(task.shared)
     for branch, decoder in decoders.items():
         decoder.load_state_dict(task.decoders[branch.key])
