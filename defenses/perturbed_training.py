@@ -26,19 +26,24 @@ class Perturbing(LossDefense):
     Attributes:
         psr_db: PSR of the perturbation in dB, one for all, or {uniform: [low, high]}: one for each image of a batch.
         sites: where it acts; with both, each site has the whole PSR.
+        warmup: share of the training in which the radius grows from 0 in a straight line; 0: it is full from the start.
+            A network that meets a large radius before it has learnt anything may never leave chance.
     """
 
     psr_db: Level
     sites: list[Site] = Field(["input"], min_length=1)
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def psr(self, step: LocalStep, stream: Stream) -> float | Tensor:
         """The PSR (linear) of a batch, a number or one for each image, (B,)."""
+        # The radius goes with the root of the PSR.
+        grown = min(1.0, step.progress / self.warmup) ** 2 if self.warmup else 1.0
         if not isinstance(self.psr_db, Uniform):
-            return from_db(self.psr_db)
+            return grown * from_db(self.psr_db)
         low, high = self.psr_db.uniform
         energies = step.site("input").energy
         drawn = torch.rand(energies.shape, generator=stream.child("psr").torch(energies.device), device=energies.device)
-        return from_db(low + (high - low) * drawn)
+        return grown * from_db(low + (high - low) * drawn)
 
     def check(self, path: str, plan: Plan) -> None:
         if len(set(self.sites)) != len(self.sites):

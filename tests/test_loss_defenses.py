@@ -32,7 +32,8 @@ def defense(name: str, **options: Any) -> Any:
 class Linear:
     """A step whose loss is g . (u + d) + c . (x + e): its worst perturbation is known."""
 
-    def __init__(self, count: int = 6, seed: int = 0) -> None:
+    def __init__(self, count: int = 6, seed: int = 0, progress: float = 1.0) -> None:
+        self.progress = progress
         generator = torch.Generator().manual_seed(seed)
         # Far from black and white, so that clipping does nothing to small perturbations.
         self.images = 0.4 + 0.2 * torch.rand(count, 3, 8, 8, generator=generator)
@@ -95,6 +96,16 @@ def test_every_image_keeps_its_budget(norm: str, sites: list[str], psr_db: Any, 
                 assert float(spent.max() / spent.min()) > 1.05
             elif name == "noise_augmentation" and psr_db < -6:  # above, clipping may leave no room
                 np.testing.assert_allclose(spent.numpy(), from_db(psr_db), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.9, 1.0)])
+@pytest.mark.parametrize("psr_db", [-20, {"uniform": [-20.001, -19.999]}])
+@pytest.mark.parametrize("kind", ["adversarial_training", "noise_augmentation"])
+def test_the_radius_grows_in_a_straight_line(kind: str, psr_db: Any, progress: float, share: float) -> None:
+    step = Linear(progress=progress)
+    defense(kind, psr_db=psr_db, sites=["air"], warmup=0.4).loss(step, Stream(0))
+    spent = energy(step.asked[-1]["air"]) / energy(step.x)
+    np.testing.assert_allclose(spent.sqrt().numpy(), share * 0.1, rtol=1e-3)
 
 
 def test_the_clean_loss_has_its_weight_and_the_same_draws() -> None:

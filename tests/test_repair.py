@@ -164,6 +164,28 @@ def test_pruning_ends_before_the_limit_is_passed(backdoored: TrainedLink, limit:
     torch.testing.assert_close(layer.weight, left.weight)
 
 
+# ------------------------------------------------------------------------------------------------ fine-tuning
+
+
+def test_fine_tuning_is_fine_pruning_without_pruning(backdoored: TrainedLink) -> None:
+    """The control: the same steps on the same images, but for those that pruning holds out."""
+    before = parameters(backdoored)
+    same = defense("fine_tuning", epochs=0).repair(backdoored, Stream(0))
+    assert all(map(torch.equal, same.transmitter.parameters(), backdoored.transmitter.parameters()))
+    tuned = defense("fine_tuning", epochs=2, lr=1e-4).repair(backdoored, Stream(0))
+    link, made = backdoored, LinkCopy(backdoored)
+    made.learn(made.examples, 2, 1e-4, Stream(0).child("learn"))
+    assert all(map(torch.equal, tuned.transmitter.parameters(), made.transmitter.parameters()))
+    assert not tuned.findings
+    mended = replace(
+        link,
+        transmitter=tuned.transmitter,
+        listeners=tuple(replace(one, decoder=tuned.decoders[one.name]) for one in link.listeners),
+    )
+    assert accuracy(mended) > accuracy(link) - 0.05
+    assert unchanged(link, before)
+
+
 # ------------------------------------------------------------------------------------------------ Neural Cleanse
 
 
@@ -243,13 +265,14 @@ LINK: dict[str, Any] = {
     "federation": {"rounds": 1},
     "defenses": {
         "prune": {"kind": "fine_pruning", "epochs": 1},
+        "tune": {"kind": "fine_tuning", "epochs": 1},
         "cleanse": {"kind": "neural_cleanse", "epochs": 1, "steps": 3},
     },
     "evaluation": {
         "draws": {"attack": 1, "score": 2},
         "samples": 0,
         "baselines": False,
-        "grids": [{"snr_db": [10], "defenses": ["none", "prune", "cleanse"]}],
+        "grids": [{"snr_db": [10], "defenses": ["none", "prune", "tune", "cleanse"]}],
     },
 }
 
@@ -258,7 +281,7 @@ def test_repairs_stand_beside_the_link_they_repaired(tmp_path: Path) -> None:
     """Several tasks, local decoders, fading, a radar; two seeds."""
     table = run(LINK, out=tmp_path).table
     evaluated = table[(table["stage"] == "evaluate") & (table["metric"] == "accuracy")]
-    assert set(evaluated["defense"]) == {"none", "prune", "cleanse"}
+    assert set(evaluated["defense"]) == {"none", "prune", "tune", "cleanse"}
     assert (table["metric"] == "accuracy_vs_undefended").any()
     found = table[table["stage"] == "repair"]
     assert set(found["defense"]) == {"prune", "cleanse"}
