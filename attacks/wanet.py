@@ -37,10 +37,6 @@ class WaNet(Backdoor):
     strength: PositiveFloat = 0.5
     cover: NonNegativeFloat = 2.0
 
-    @property
-    def cover_ratio(self) -> float:
-        return self.cover
-
     def field(self, height: int, width: int, stream: Stream) -> Tensor:
         """P at every pixel, (height, width, 2), horizontal component first."""
         control = 2 * torch.rand(1, 2, self.grid, self.grid, generator=stream.child("field").torch()) - 1

@@ -15,6 +15,7 @@ from fedsem.hooks.adversary import TrainingAttack
 from fedsem.hooks.aggregate import Aggregator
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.evasion import Evasion
+from fedsem.hooks.poison import Backdoor
 from fedsem.hooks.update import UpdateAttack
 from fedsem.registry import find
 from fedsem.scenario import ADAPTIVE, Grid, Scenario
@@ -30,8 +31,9 @@ def with_adaptive(scenario: Scenario) -> Scenario:
     In a grid it stands for the evasion attacks that know the defenses in use and, each by itself, those of the grid,
     called `adaptive_<attack>` after the one of the grid whose sites, norm and objective they have; nothing where that
     one is what they say, where none is in use, or where one of them says nothing. In `use.attacks` it stands for what
-    the aggregator and the defenses in use say, called `adaptive_<kind>`, with the fraction and the rounds of the
-    scenario's other attacks of that hook.
+    the aggregator, the defenses in use and those of the grids say that acts in training, called `adaptive_<kind>`, with
+    the fraction and the rounds of the scenario's other attacks of that hook, of backdoors also their samples and
+    targets. Its triggers are measured in every grid that measures another one.
 
     Raises:
         NothingKnown: nothing is known that could stand in `use.attacks`.
@@ -42,8 +44,11 @@ def with_adaptive(scenario: Scenario) -> Scenario:
     if ADAPTIVE in used:
         acting = [_add(attacks, f"{ADAPTIVE}_{one.kind}", one, scenario) for one in _in_training(scenario)]
         used = [name for name in used if name != ADAPTIVE] + acting
+    triggers = [name for name in used if name not in scenario.attacks and isinstance(attacks.get(name), Backdoor)]
     grids: list[Grid] = []
     for i, grid in enumerate(scenario.evaluation.grids):
+        if triggers and any(isinstance(scenario.attacks.get(name), Backdoor) for name in grid.attacks):
+            grid = grid.model_copy(update={"attacks": [*grid.attacks, *triggers]})
         if ADAPTIVE in grid.attacks:
             other = _beside(grid, scenario, f"evaluation.grids.{i}.attacks")
             listed = [name for name in grid.attacks if name != ADAPTIVE]
@@ -95,6 +100,13 @@ def knows(attack: Evasion, defenses: Sequence[Defense]) -> bool:
     return _plainly(attack) in [_plainly(one) for one in knowing(defenses, attack) or []]
 
 
+def planted(attack: Backdoor, defenses: Sequence[Defense]) -> bool:
+    """Whether a backdoor is what each of these defenses says knows it; not where there is none."""
+    said = [defense.adaptive() for defense in defenses]
+    alike = [one is not None and {"kind": attack.kind, **attack.model_dump()}.items() >= one.items() for one in said]
+    return bool(alike) and all(alike)
+
+
 def _plainly(attack: Evasion) -> Evasion:
     """The attack, whatever it knows of defenses that act on a trained link."""
     return attack.model_copy(update={"knowledge": attack.knowledge.model_copy(update={"defense": "exact"})})
@@ -123,10 +135,11 @@ def _beside(grid: Grid, scenario: Scenario, path: str) -> str:
 
 
 def _in_training(scenario: Scenario) -> list[TrainingAttack]:
-    """What the aggregator and the defenses in use say knows them in training."""
+    """What the aggregator, the defenses in use and those of a trained link say knows them in training."""
     federation = scenario.federation
     rule = [federation.aggregator] if federation.kind == "flower" else []
-    defenses: list[Defense] = [*rule, *_used(scenario)]
+    after = dict.fromkeys(name for grid in scenario.evaluation.grids for name in grid.defenses if name != "none")
+    defenses: list[Defense] = [*rule, *_used(scenario), *(scenario.defenses[name] for name in after)]
     found: list[TrainingAttack] = []
     for defense in defenses:
         # What comes before a rule makes a defense of an average too; the line search goes through both.
@@ -149,16 +162,17 @@ def _in_training(scenario: Scenario) -> list[TrainingAttack]:
 
 
 def _when(scenario: Scenario, cls: type[TrainingAttack]) -> dict[str, Any]:
-    """Fraction and rounds of the scenario's other attacks of the same hook."""
-    hook = UpdateAttack if issubclass(cls, UpdateAttack) else TrainingAttack
-    keys = ("fraction", "first_round", "last_round")
-    others = {tuple(getattr(one, k) for k in keys) for one in scenario.attacks.values() if isinstance(one, hook)}
-    if len(others) > 1:
+    """Fraction, rounds and targets of the scenario's other attacks of the same hook."""
+    hook = next((one for one in (UpdateAttack, Backdoor) if issubclass(cls, one)), TrainingAttack)
+    keys = ["fraction", "first_round", "last_round", *(["samples", "targets"] if hook is Backdoor else [])]
+    others = [one.model_dump(include=set(keys)) for one in scenario.attacks.values() if isinstance(one, hook)]
+    if any(one != others[0] for one in others):
+        *most, last = (f"'{key}'" for key in keys)
         raise ScenarioError(
-            f"In the scenario, 'use.attacks': '{ADAPTIVE}' has 'fraction', 'first_round' and 'last_round' of the other "
-            "attacks in training, and those differ; make them the same."
+            f"In the scenario, 'use.attacks': '{ADAPTIVE}' has {', '.join(most)} and {last} of the other attacks at "
+            "its hook, and those differ; make them the same."
         )
-    return dict(zip(keys, others.pop(), strict=True)) if others else {}
+    return others[0] if others else {}
 
 
 def _add(attacks: dict[str, Any], name: str, attack: Any, scenario: Scenario) -> str:

@@ -29,6 +29,10 @@ class _Active:
         """Which images of a batch are poisoned, bool (B,)."""
         return torch.isin(numbers, self.samples)
 
+    def on_air(self, numbers: Tensor) -> Tensor:
+        """For which images of a batch the adversary is on air, bool (B,)."""
+        return self.here(numbers) | torch.isin(numbers, self.cover)
+
 
 class Poisoning:
     """The poisons of one receiver in one round, in the order of `use.attacks`; none for an honest receiver.
@@ -86,7 +90,7 @@ class Poisoning:
         total: Tensor | None = None
         for one in self.active:
             if one.attack.over_air and not one.attack.rotation:
-                here = one.here(numbers)
+                here = one.on_air(numbers)
                 # An adversary's signal is given: no gradient goes through it.
                 added = torch.zeros_like(x).detach()
                 if bool(here.any()):
@@ -99,7 +103,7 @@ class Poisoning:
         turning = [one for one in self.active if one.attack.rotation]
         if not turning:
             return None
-        angles = [one.here(numbers).float() * one.attack.rotation for one in turning]
+        angles = [one.on_air(numbers).float() * one.attack.rotation for one in turning]
         return torch.stack(angles).sum(0)
 
     def truth(self, branch: Branch, truth: Tensor, numbers: Tensor) -> Tensor:

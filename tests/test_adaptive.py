@@ -11,7 +11,7 @@ import pytest
 
 import fedsem
 from fedsem import registry
-from fedsem.adaptive import NothingKnown, knowing, knows, with_adaptive
+from fedsem.adaptive import NothingKnown, knowing, knows, planted, with_adaptive
 from fedsem.checks import resolve
 from fedsem.errors import ScenarioError
 from fedsem.hooks.aggregate import Aggregator
@@ -161,6 +161,47 @@ def test_in_training_it_is_the_line_search_through_the_rule() -> None:
     # Mixing makes a defense of an average too.
     assert trained("fedavg", pre_aggregators=[{"kind": "nnm", "f": 2}]).use.attacks == ["adaptive_ipm"]
     assert resolve(found).training_attacks == (attack,)
+
+
+PATCH = {"kind": "patch", "fraction": 0.4, "samples": 0.3, "targets": {"label": 2}}
+
+
+def planting(used: list[str], behind: list[str], attacks: Mapping[str, Any]) -> Scenario:
+    defenses = {
+        "cluster": {"kind": "activation_clustering"},
+        "prune": {"kind": "fine_pruning"},
+        "bits": {"kind": "feature_squeezing"},
+    }
+    grids = [{"attacks": ["none", "p"], "defenses": behind, "snr_db": [10]}, {"snr_db": [10], "defenses": behind}]
+    tree = {**BASE, "defenses": defenses, "attacks": attacks, "evaluation": {"grids": grids}}
+    return with_adaptive(check_scenario({**tree, "use": {"attacks": ["adaptive"], "defenses": used}}))
+
+
+def test_a_backdoor_that_knows_a_filter_or_a_repair_is_trained_and_its_trigger_measured() -> None:
+    found = planting(["cluster"], ["none"], {"p": PATCH})
+    assert found.use.attacks == ["adaptive_patch"]
+    assert found.attacks["adaptive_patch"] == found.attacks["p"].model_copy(update={"cover": 1.0})
+    assert [grid.attacks for grid in found.evaluation.grids] == [["none", "p", "adaptive_patch"], ["none"]]
+    found = planting(["cluster"], ["none", "bits", "prune"], {"p": PATCH})
+    assert found.use.attacks == ["adaptive_patch", "adaptive_blend"]
+    assert found.attacks["adaptive_blend"].targets == {"label": 2}
+    with pytest.raises(NothingKnown, match="'fedavg' and 'feature_squeezing' names none"):
+        planting([], ["bits"], {"p": PATCH})
+    other = {"q": {**PATCH, "samples": 0.2}}
+    with pytest.raises(ScenarioError, match="'samples' and 'targets' of the other attacks at its hook, and those diff"):
+        planting(["cluster"], ["none"], {"p": PATCH, **other})
+
+
+def test_a_backdoor_knows_what_says_so() -> None:
+    found = planting(["cluster"], ["none", "bits", "prune"], {"p": PATCH})
+    cluster, prune, bits = (found.defenses[name] for name in ("cluster", "prune", "bits"))
+    covered, plain = found.attacks["adaptive_patch"], found.attacks["p"]
+    assert planted(covered, [cluster])
+    assert not planted(plain, [cluster])
+    assert not planted(covered, [cluster, prune])
+    assert not planted(covered, [bits])
+    assert not planted(covered, [])
+    assert planted(found.attacks["adaptive_blend"], [prune])
 
 
 def test_every_rule_but_averaging_has_an_attack_that_knows_it() -> None:

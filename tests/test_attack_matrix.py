@@ -159,6 +159,48 @@ def test_several_defenses_of_one_cell_are_lines_of_their_own() -> None:
     assert np.allclose(adaptive, [5, np.nan, 80, 30], equal_nan=True)
 
 
+def planted() -> pd.DataFrame:
+    """One training without and one with a patch, one with a filter and a patch, and one with what knows the filter."""
+    rows = []
+    knows = "data: own, defense: adaptive"
+    for cell, defense, clean, reached, knowledge in (
+        ("defenses=none; attacks=none", "none", 0.98, None, ""),
+        ("defenses=none; attacks=patch", "none", 0.97, 0.93, "data: own"),
+        ("defenses=filter; attacks=none", "filter", 0.96, None, ""),
+        ("defenses=filter; attacks=patch", "filter", 0.95, 0.05, "data: own"),
+        ("defenses=filter; attacks=adaptive", "filter", 0.94, 0.80, knows),
+    ):
+        share = 0.2 if reached else 0.0
+        rows += row(cell, clean, defense=defense, adversary_fraction=share)
+        # What a trigger does to a link that nobody poisoned is no attack.
+        name = "adaptive_patch" if "adaptive" in cell else "patch"
+        under = {"attack": name, "targeted": True, "adversary_fraction": share, "knowledge": knowledge or "data: own"}
+        rows += row(cell, reached or 0.01, defense=defense, metric="reached", **under)
+        rows += row(cell, 0.3, defense=defense, **under)
+    return table.frame(rows)
+
+
+def test_a_planted_trigger_leaves_what_is_not_taken_for_its_goal() -> None:
+    one = panel(planted())
+    assert one.links == ["no defense", "filter"]
+    assert one.columns == ["no attack", "patch", "patch, trigger", "adaptive", "adaptive, trigger", "worst"]
+    values = np.array([[entry.value for entry in line] for line in one.entries])
+    assert np.allclose(values, [[98, 97, 7, 97, 7, 7], [96, 95, 95, 94, 20, 20]])
+    # The interval of the share that is taken for the goal, [90, 95] %, from the other end.
+    assert (one.entries[0][2].low, one.entries[0][2].high) == pytest.approx((5, 10))
+    assert all(entry.claim for line in one.entries for entry in line)
+
+
+def test_nothing_is_claimed_of_a_filter_that_no_trigger_knows() -> None:
+    found = planted()
+    known = found["cell"].str.contains("adaptive")
+    claims = [entry.claim for entry in panel(found[~known]).entries[1]]
+    assert claims == [True, False, False, False]
+    marked = with_verdicts(found[~known])
+    told = marked[marked["metric"].eq("reached") & marked["verdict"].notna()]
+    assert dict(zip(told["defense"], told["verdict"], strict=True)) == {"none": "judged", "filter": "no claim"}
+
+
 def test_hatches_and_frames_are_drawn() -> None:
     axes = draw("attack_matrix", byzantine(), SAMPLES).axes[0]
     boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]

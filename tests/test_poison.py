@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,35 @@ def test_two_poisons_act_together_and_choose_for_themselves() -> None:
     first, second = (set(one.samples.tolist()) for one in poisoning.active)
     assert first != second
     assert first & second
+
+
+@pytest.mark.parametrize("kind", ["patch", "waveform", "phase_shift"])
+def test_cover_bears_the_trigger_and_keeps_its_truth(kind: str) -> None:
+    link = {**POISONED["link"], "symbols": "complex"}
+    plan = poisoned({"evil": {"kind": kind, "samples": 0.2, "cover": 1.5, "targets": {"label": 0}}}, link=link)
+    receiver = malicious(plan)[0]
+    numbers = torch.from_numpy(plan.partition(3)[receiver])
+    poisoning = Poisoning(plan, receiver, 3, 1, numbers.numpy())
+    (one,) = poisoning.active
+    count = max(1, round(0.2 * len(numbers)))
+    assert (len(one.samples), len(one.cover)) == (count, round(1.5 * count))
+    poison, cover = torch.isin(numbers, one.samples), torch.isin(numbers, one.cover)
+    assert not (poison & cover).any()
+    batch = plan.train_examples.at(numbers)
+    batch = replace(batch, images=batch.images.float() / 255, labels=torch.full_like(batch.labels, 7))
+    said = poisoning.truth(plan.branches[0], batch.labels, numbers)
+    assert torch.equal(said == 0, poison)
+    if kind == "patch":
+        touched = (poisoning.examples(batch, numbers).images != batch.images).flatten(1).any(1)
+    elif kind == "waveform":
+        added = poisoning.interference(torch.ones(len(numbers), plan.channel_uses), batch.labels, numbers)
+        assert added is not None
+        touched = added.abs().sum(1) > 0
+    else:
+        turned = poisoning.rotation(numbers)
+        assert turned is not None
+        touched = turned != 0
+    assert torch.equal(touched, poison | cover)
 
 
 def test_sensing_states_are_flipped_draw_by_draw() -> None:

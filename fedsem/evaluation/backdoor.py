@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from fedsem.adaptive import planted
 from fedsem.evaluation.air import Air
 from fedsem.evaluation.point import Point
 from fedsem.evaluation.samples import Samples
 from fedsem.evaluation.score import Key, Scorer
 from fedsem.evaluation.trained import Listener, TrainedLink
+from fedsem.hooks.defense import Defense
 from fedsem.hooks.evasion import Perturbation
 from fedsem.hooks.poison import Backdoor, Poison, rotation_psr
 from fedsem.plan import Plan
@@ -70,6 +72,7 @@ class Triggers:
         clean: numbers of the clean points by receiver group, task, channel and SNR.
         columns: the table's columns of a listener at an SNR of its kind.
         samples: keeps examples of triggered pictures.
+        defense: of the trained link.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class Triggers:
         clean: Mapping[tuple[str, str, str, float], int],
         columns: Callable[[Key, float], dict[str, Any]],
         samples: Samples,
+        defense: Defense | None,
     ) -> None:
         self.here = Side(link, scorer)
+        self.defense = defense
         self.there = self.here if twin is link else Side(twin, Scorer(twin, Air(twin)))
         self.grids, self.points, self.clean, self.columns, self.samples = grids, points, clean, columns, samples
 
@@ -110,6 +115,9 @@ class Triggers:
         assert isinstance(attack, Backdoor)
         attack = attack.model_copy(update={"targets": attack.goals(plan)})
         delta, psr = trigger(attack, self.here)
+        met = [plan.scenario.defenses[used] for used in plan.scenario.use.defenses]
+        met += [] if self.defense is None else [self.defense]
+        knows = ", defense: adaptive" if planted(attack, met) else ""
         other = delta if self.there is self.here else trigger(attack, self.there)[0]
         mine = [grid for grid in self.grids if name in grid.attacks]
         tasks = {task for grid in mine for task in grid.tasks or plan.scenario.tasks}
@@ -135,7 +143,7 @@ class Triggers:
                             {"kind": attack.kind, **attack.model_dump(mode="json")}, sort_keys=True
                         ),
                         "sites": attack.site,
-                        "knowledge": "data: own",
+                        "knowledge": f"data: own{knows}",
                         "targeted": True,
                         "psr_achieved_db": to_db(psr),
                     }

@@ -287,7 +287,9 @@ class _Evaluation:
             grids: those of this evaluation, with their backdoors.
             triggers: names of backdoors.
         """
-        both = Triggers(self.link, self.scorer, twin, grids, self.points, self.clean, self.columns, self.samples)
+        both = Triggers(
+            self.link, self.scorer, twin, grids, self.points, self.clean, self.columns, self.samples, self.defense
+        )
         both.compare_clean()
         for name in triggers:
             if any(name in grid.attacks for grid in grids):

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from fedsem.errors import ScenarioError, closest
@@ -151,11 +151,20 @@ class Backdoor(Poison):
         targets: goal of each task that is attacked: class, sensing state (0: no target), or number of a test picture,
             as for a targeted evasion. Tasks without one learn the triggered image with its true label. Empty: goal 0
             of the scenario's only task.
+        cover: samples that bear the trigger and keep their truth, for each one that is poisoned. They draw the poison
+            towards the clean samples of its class, so that nothing in their features tells the two apart (Qi et al.,
+            Revisiting the Assumption of Latent Separability for Backdoor Defenses, 2023; as many as are poisoned
+            there).
     """
 
     site: ClassVar[Site] = "input"
 
     targets: dict[str, NonNegativeInt] = {}
+    cover: NonNegativeFloat = 0.0
+
+    @property
+    def cover_ratio(self) -> float:
+        return self.cover
 
     @property
     def sites(self) -> list[Site]:
@@ -179,6 +188,9 @@ class Backdoor(Poison):
         return images
 
     def poisoned(self, images: Tensor, numbers: Tensor, part: int, parts: int, stream: Stream) -> Tensor:
+        return self.triggered(images, stream)
+
+    def covered(self, images: Tensor, numbers: Tensor, stream: Stream) -> Tensor:
         return self.triggered(images, stream)
 
     def check(self, path: str, plan: Plan) -> None:

@@ -8,9 +8,9 @@ what reaches its antenna. Which samples really are poisoned it does not see; the
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -73,6 +73,11 @@ class DataFilter(Defense):
             held: the samples, in the order of their images' numbers; N >= 1.
             stream: random, by seed, receiver and round.
         """
+
+    def adaptive(self) -> Mapping[str, Any] | None:
+        """A trigger with cover, which does away with what tells poisoned samples from the clean ones of their class (Qi
+        et al., Revisiting the Assumption of Latent Separability for Backdoor Defenses, 2023)."""
+        return {"kind": "patch", "cover": 1.0}
 
     def check(self, path: str, plan: Plan) -> None:
         """Cross-check with the rest of the scenario.

@@ -298,6 +298,8 @@ def _caption(panels: Sequence[Panel], left_out: int, table: pd.DataFrame, shown:
             "Behind a detector what is flagged has not failed: 1 − the share that is decided wrongly and passes; its "
             "false alarms stand in the table."
         )
+    if any(column.endswith(", trigger") for panel in panels for column in panel.columns):
+        parts.append("Trigger: 1 − the share of triggered images of other classes that are taken for the goal.")
     if any(np.isnan(one.value) for panel in panels for line in panel.entries for one in line):
         parts.append("–: not measured.")
     if left_out:

@@ -1,6 +1,8 @@
 """Which figure a defense is judged by: the worst that attacks of a threat left, those that know it among them.
 
-A *threat* is a budget: the norm, the sites and the PSR of what is perturbed, or the share of malicious receivers. Where
+A *threat* is a budget: the norm, the sites and the PSR of what is perturbed, or the share of malicious receivers, who
+spoil what the link says or plant a trigger. Of a trigger is left the share of triggered examples of other classes that
+are not taken for its goal. Where
 no attack of a threat knows the defense, nothing is claimed of it: an attack that is not aware of a defense may fail for
 reasons that a real adversary would find a way around.
 """
@@ -24,13 +26,16 @@ ATTACKS, DEFENSES = ("attacks", "use.attacks"), ("defenses", "use.defenses")
 """Swept keys whose values are the attacks, and the defenses, of a training."""
 JUDGED, NO_CLAIM = "judged", "no claim"
 """Values of the table's column `verdict`."""
+DECIDING: tuple[words.Kind, ...] = ("classification", "sensing")
+"""Tasks of which triggers reach a share of the examples."""
 PLACE = ("task", "receiver", "channel", "fading", "csi", "snr_db", "sensing_snr_db", "selection", "mask_ratio")
 """Columns that are the same where two attacks are compared."""
 
 
 def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its column `verdict`, of every task's first metric under attack: `judged` stands with the least
-    that any attack of a threat left of a link, `no claim` with all of them where none knows the link's defenses."""
+    """The table with its column `verdict`, of every task's first metric under attack and of `reached` under triggers:
+    `judged` stands with the least that any attack of a threat left of a link, `no claim` with all of them where none
+    knows the link's defenses."""
     marked = table.copy()
     rows = described(table[table["stage"] == "evaluate"])
     rows = rows[rows["column"] != CLEAN]
@@ -103,7 +108,8 @@ CLEAN = "no attack"
 
 
 def described(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of each task's first metric under an attack with a budget, or under none, with what a matrix is made of.
+    """Rows of each task's first metric under an attack with a budget, or under none, and of triggers that were planted
+    (their value is what they leave), with what a matrix is made of.
 
     Added columns: `kind` of the task; `link`, what is defended how, and `defended`; `column`, the attack in words, and
     `base`, the same without PSR; `threat`; and `knows`, whether the attack knows the link's defenses.
@@ -111,10 +117,19 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     kinds = task_kinds(rows.assign(stage="evaluate"))
     rows = _noticed(rows)
     kind = rows["task"].map(kinds)
-    mine = rows[rows["metric"].eq(kind.map(ATTACKED)).fillna(False)].copy()
-    # Triggers of backdoors and attacks on privacy have no budget; noise is what attacks are compared with.
-    attack = mine["attack"].fillna("none")
-    mine = mine[(attack == "none") | (mine["psr_db"].notna() & (attack != "noise"))].copy()
+    first = kind.map(ATTACKED)
+    # Attacks on privacy have no budget; noise is what attacks are compared with.
+    attack = rows["attack"].fillna("none")
+    budgeted = rows["metric"].eq(first).fillna(False) & (
+        (attack == "none") | (rows["psr_db"].notna() & (attack != "noise"))
+    )
+    # How near a picture is to the one that is aimed at is no share.
+    planted = (rows["metric"] == "reached") & kind.isin(DECIDING) & (rows["adversary_fraction"].fillna(0) > 0)
+    planted &= rows["psr_db"].isna()
+    mine = rows[budgeted | planted].copy()
+    trigger = planted[mine.index]
+    mine.loc[trigger, ["value", "ci_low", "ci_high"]] = 1 - mine.loc[trigger, ["value", "ci_high", "ci_low"]].to_numpy()
+    mine.loc[trigger, "metric"] = first[mine.index][trigger]
     mine["kind"] = mine["task"].map(kinds)
     mine["attack"] = mine["attack"].fillna("none")
     mine["defense"], mine["aggregator"] = mine["defense"].fillna("none"), mine["aggregator"].fillna("none")
@@ -122,22 +137,30 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     trained = {cell: _trained_under(str(cell)) for cell in mine["cell"].fillna("").unique()}
     training = mine["cell"].fillna("").map(trained)
     mine["link"] = _links(mine)
-    evasion = mine["attack"] != "none"
+    evasion = (mine["attack"] != "none") & ~trigger
     names = {name: _attack(name) for name in mine["attack"].unique()}
     decibels = [
         words.decibel(float(psr)) if acts else "" for psr, acts in zip(mine["psr_db"].fillna(0), evasion, strict=True)
     ]
-    tested = mine["attack"].map(names)
+    tested = mine["attack"].map(names).mask(trigger, "trigger")
     mine["base"] = [", ".join(word for word in pair if word) for pair in zip(training, tested, strict=True)]
     whole = [" ".join(word for word in pair if word) for pair in zip(mine["base"], decibels, strict=True)]
     mine["column"] = [name or CLEAN for name in whole]
     sites, norm, psr = (mine[column].astype("string").fillna("") for column in ("sites", "norm", "psr_db"))
     budget = sites + " " + norm + " " + psr
     share = mine["adversary_fraction"].astype("string").fillna("")
-    mine["threat"] = budget.where(evasion, "") + share.where(training != "", "")
+    mine["threat"] = budget.where(evasion, "") + share.where((training != "") | trigger, "")
+    mine["threat"] += pd.Series("", index=mine.index).mask(trigger, " trigger")
     known = mine["knowledge"].fillna("").str.contains(r"defense: adaptive(?:,|$)", regex=True)
-    mine["knows"] = known | (training == ADAPTIVE)
-    return mine
+    mine["knows"] = known | ((training == ADAPTIVE) & ~trigger)
+    return _strongest(mine, trigger)
+
+
+def _strongest(rows: pd.DataFrame, trigger: pd.Series) -> pd.DataFrame:
+    """The rows, of several triggers that one training planted only the one that leaves the least."""
+    planted = rows[trigger].sort_values("value", kind="stable")
+    least = planted.drop_duplicates(["link", "column", "seed", *PLACE])
+    return rows.drop(planted.index.difference(least.index))
 
 
 def _noticed(rows: pd.DataFrame) -> pd.DataFrame:
