@@ -750,3 +750,16 @@ def test_the_figure_shows_what_is_certified_dashed_beside_what_attacks_leave() -
     without = found[found["stage"] != "certificate"]
     with pytest.raises(FedsemError, match="no grid names a defense that certifies"):
         figures.draw("certified_vs_psr", without, NO_SAMPLES)
+
+
+def test_the_figure_says_which_norm_each_certificate_is_for_where_they_differ() -> None:
+    grid = {"attacks": ["none"], "defenses": ["ball", "cube"], "snr_db": [10], "psr_db": [-30.0, -20.0]}
+    link = fresh_link(
+        AWGN,
+        defenses={"ball": {"kind": "reception_vote", "n": 20, "n0": 5}, "cube": {"kind": "interval_certificate"}},
+        evaluation={"draws": {"attack": 1, "score": 4}, "baselines": False, "samples": 0, "grids": [grid]},
+    )
+    found = frame([{"seed": 0, **row} if row.get("seed") is None else row for row in table(link)])
+    drawn = figures.draw("certified_vs_psr", found, NO_SAMPLES)
+    legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert legend == ["ball, certified (L2)", "cube, certified (L\u221e)"]
