@@ -453,7 +453,7 @@ def test_a_vote_hears_symbols_that_a_trigger_turns(kind: str) -> None:
         mine = behind(with_decoder(link, decoder))
         scorer, listener = Scorer(mine, Air(mine)), mine.listeners[0]
         found.append(tally(scorer.score([listener], [10.0], delta)[0][key_of(listener)], "accuracy").numerator)
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     assert 0 < found[0].sum() < len(link.labels)
 
 
