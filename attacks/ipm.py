@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import PositiveFloat
 
-from fedsem.hooks.update import Directed, Rows, Seen
+from fedsem.hooks.update import SCALES, Directed, Rows, Seen
 from fedsem.registry import register
 
 
@@ -13,6 +13,9 @@ from fedsem.registry import register
 class Ipm(Directed):
     """All send -epsilon times the mean of the honest deltas: small enough to pass for one of them, and against them
     (Xie, Koyejo and Gupta, Fall of Empires: Breaking Byzantine-Tolerant SGD by Inner Product Manipulation, 2019).
+
+    A search steps away from the mean of the honest deltas too, as Shejwalkar and Houmansadr do (Manipulating the
+    Byzantine, 2021): a share of it, which points where the others point, passes rules that look at directions.
 
     Attributes:
         epsilon: 0.1 hides among the honest; above m / f it turns the mean around.
@@ -26,3 +29,6 @@ class Ipm(Directed):
 
     def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
         return self.epsilon
+
+    def tried(self) -> Rows:
+        return np.concatenate([SCALES, SCALES - 1])

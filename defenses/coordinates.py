@@ -37,9 +37,9 @@ def mean_near_median(values: np.ndarray, count: int) -> np.ndarray:
     """Mean of the `count` sorted values that are nearest to their median."""
     spare = values.shape[1] - count
     centre = middle(values)[:, None]
-    # The nearest stand side by side: of all windows, the one whose farther end is nearest.
-    reach = np.maximum(centre - values[:, : spare + 1], values[:, count - 1 :] - centre)
-    first = np.argmin(reach, axis=1)[:, None]
+    # The nearest stand side by side: what a window begins with goes where the value after its end is nearer. Not the
+    # window whose farther end is nearest, of which there are several where malicious receivers send the same.
+    first = (centre - values[:, :spare] > values[:, count:] - centre).sum(1)[:, None]
     place = np.arange(values.shape[1])
     # Not by differences of running sums, from which one huge value would take all digits.
     return mean(np.where((place >= first) & (place < first + count), values, 0)) * (values.shape[1] / count)

@@ -21,7 +21,8 @@ class SymbolClipping(Transform):
 
     Attributes:
         level: in units of the root mean square of what is sent (after an equaliser that inverts the channel; without
-            one, before fading).
+            one, before fading); of a sensing channel, whose receiver works on r / sigma, in standard deviations of its
+            noise. It also limits what a decoder is told beside the symbols, such as a channel estimate.
         over: what becomes of a number above it: `clip`, +-level; `blank`, 0.
     """
 

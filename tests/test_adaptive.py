@@ -264,6 +264,37 @@ def test_the_search_moves_the_rule_no_less_than_any_of_its_fixed_scales() -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [("multi_krum", {"f": 6}), ("dnc", {"f": 6}), ("signguard", {}), ("flame", {})]
+)
+def test_the_search_finds_what_lies_between_the_mean_and_nothing(kind: str, options: dict[str, Any]) -> None:
+    """Where the honest agree, rules that look at directions or distances drop all that points the other way, and keep a
+    part of the mean: no point of the line from there through zero, by brute force, does much more harm."""
+    from fedsem.hooks.aggregate import Updates
+    from fedsem.hooks.update import Seen
+    from fedsem.streams import Stream
+
+    generator = np.random.default_rng(0)
+    honest = (generator.normal(size=(14, 200)) / 2 + 1).astype(np.float32)
+    rule: Aggregator = names("aggregator")[kind].model_validate(options)  # type: ignore[assignment]
+
+    def server(forged: np.ndarray) -> np.ndarray:
+        rows = np.concatenate([honest, forged]).astype(np.float32)
+        return rule.aggregate(Updates(rows, np.ones(20), tuple(range(20)))).delta
+
+    said = dict(rule.adaptive() or {})
+    attack = names("attack")[said.pop("kind")].model_validate(said)
+    sent = attack.forge(Seen(honest, tuple(range(14)), honest[:6], server), Stream(0))  # type: ignore[attr-defined]
+    mean = honest.mean(0)
+
+    def harm(forged: np.ndarray) -> float:
+        return float(np.linalg.norm(server(forged) - mean))
+
+    line = [harm(np.repeat(factor * mean[None], 6, 0)) for factor in np.linspace(-2, 1, 61)]
+    assert max(line) > 0.02 * np.linalg.norm(mean)
+    assert harm(sent) >= 0.7 * max(line)  # the search takes steps of sqrt(2)
+
+
 def test_the_table_says_which_attack_knows_the_defenses(tmp_path: Path) -> None:
     quick = {"restarts": 1, "other_steps": 1, "universal_steps": 1, "draws": 1, "judged_by": 2}
     attacks = {**BASE["attacks"], "worst": BASE["attacks"]["worst"] | quick}

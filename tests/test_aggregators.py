@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedsem.defenses.coordinates import mean_near_median
 from fedsem.defenses.distances import distances, gram
 from fedsem.errors import FederationError
 from fedsem.hooks.aggregate import Updates
@@ -517,3 +518,27 @@ def test_peak_memory_is_half_a_stack(name: str) -> None:
     tracemalloc.stop()
     # FoolsGold remembers an update of each receiver, and adds to a copy of what it remembers.
     assert peak < (1.5 if name == "foolsgold" else 0.5) * deltas.nbytes
+
+
+@given(st.integers(1, 9), st.data())
+@settings(deadline=None, max_examples=200)
+def test_the_mean_near_the_median_is_of_the_nearest_also_where_values_are_equal(n: int, data: st.DataObject) -> None:
+    """By numpy's sort: no set of so many values has a smaller sum of distances than the one whose mean is taken."""
+    values = np.sort(np.array(data.draw(st.lists(st.integers(-4, 4), min_size=n, max_size=n)), np.float32))
+    count = data.draw(st.integers(1, n))
+    median = np.median(values)
+    nearest = np.sort(np.abs(values - median))[:count].sum()
+    found = mean_near_median(values[None], count)[0]
+    windows = [values[i : i + count] for i in range(n - count + 1)]
+    best = [one.mean() for one in windows if np.abs(one - median).sum() <= nearest + 1e-6]
+    assert np.abs(found - np.array(best)).min() < 1e-5
+
+
+def test_meamed_is_not_led_by_malicious_receivers_that_send_the_same() -> None:
+    """Six of twenty send one update far out: of each coordinate the nearest 14 values to its median, by numpy."""
+    deltas = np.random.default_rng(0).normal(size=(20, 500)).astype(np.float32)
+    deltas[:6] = deltas[6:].mean(0) - 3 * deltas[6:].std(0, ddof=1)
+    apart = np.abs(deltas.astype(np.float64) - np.median(deltas.astype(np.float64), axis=0))
+    expected = np.take_along_axis(deltas.astype(np.float64), apart.argsort(0, kind="stable")[:14], 0).mean(0)
+    made = rule("meamed", f=6).aggregate(updates(deltas))
+    np.testing.assert_allclose(made.delta, expected, atol=1e-5)

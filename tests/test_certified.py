@@ -442,6 +442,21 @@ def test_noisy_copies_are_certified_up_to_sigma_times_the_quantile_over_the_imag
     assert found["sites"] == "input"
 
 
+@pytest.mark.parametrize("kind", ["randomised_smoothing", "reception_vote"])
+def test_a_vote_hears_symbols_that_a_trigger_turns(kind: str) -> None:
+    """Half a turn of what arrives is heard as the same with its sign changed."""
+    link = voting_link(AWGN, {"kind": kind, "n": 50}, [-20.0], symbols="complex")
+    normal = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    turned = {"phase": torch.full((len(link.labels),), math.pi)}
+    found = []
+    for decoder, delta in ((Linear(normal), turned), (Linear(-normal), {})):
+        mine = behind(with_decoder(link, decoder))
+        scorer, listener = Scorer(mine, Air(mine)), mine.listeners[0]
+        found.append(tally(scorer.score([listener], [10.0], delta)[0][key_of(listener)], "accuracy").numerator)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert 0 < found[0].sum() < len(link.labels)
+
+
 def test_who_attacks_smoothing_climbs_the_mean_probability_over_its_noise() -> None:
     """SmoothAdv: -log of the mean softmax over noisy copies and channel draws, written out by hand."""
     attack = {"kind": "pgd", "sites": ["input"], "knowledge": {"defense": "adaptive"}}
@@ -735,3 +750,16 @@ def test_the_figure_shows_what_is_certified_dashed_beside_what_attacks_leave() -
     without = found[found["stage"] != "certificate"]
     with pytest.raises(FedsemError, match="no grid names a defense that certifies"):
         figures.draw("certified_vs_psr", without, NO_SAMPLES)
+
+
+def test_the_figure_says_which_norm_each_certificate_is_for_where_they_differ() -> None:
+    grid = {"attacks": ["none"], "defenses": ["ball", "cube"], "snr_db": [10], "psr_db": [-30.0, -20.0]}
+    link = fresh_link(
+        AWGN,
+        defenses={"ball": {"kind": "reception_vote", "n": 20, "n0": 5}, "cube": {"kind": "interval_certificate"}},
+        evaluation={"draws": {"attack": 1, "score": 4}, "baselines": False, "samples": 0, "grids": [grid]},
+    )
+    found = frame([{"seed": 0, **row} if row.get("seed") is None else row for row in table(link)])
+    drawn = figures.draw("certified_vs_psr", found, NO_SAMPLES)
+    legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert legend == ["ball, certified (L2)", "cube, certified (L\u221e)"]

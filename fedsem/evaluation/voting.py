@@ -162,7 +162,7 @@ class Ballots:
         reach = energy(self.link.images.double()).sqrt() / self.vote.sigma
         for index in self._groups():
             x = torch.stack([self._sent_copies(image, images[image]) for image in index.tolist()], 1)
-            here = None if "air" not in delta else delta["air"][index]
+            here, turn = (delta[name][index] if name in delta else None for name in ("air", "phase"))
             for listener in listeners:
                 channel, task = plan.channel(listener.branch), plan.task(listener.branch)
                 draws = [
@@ -174,7 +174,7 @@ class Ballots:
                 truth = task.truth(self.link.examples.at(index), air)
                 for level, snr_db in enumerate(snrs):
                     with torch.no_grad():
-                        output = listener.decoder(channel.apply(x, air, snr_db, symbols, here))
+                        output = listener.decoder(channel.apply(x, air, snr_db, symbols, here, turn))
                     yield _Ballot(listener, level, index, output, truth, reach[index])
 
     def _sent_copies(self, number: int, image: Tensor) -> Tensor:

@@ -75,6 +75,10 @@ class Directed(UpdateAttack):
     def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
         """The scale without a search."""
 
+    def tried(self) -> Rows:
+        """The scales that a search tries."""
+        return SCALES
+
     def forge(self, seen: Seen, stream: Stream) -> Rows:
         start, direction = self.line(seen)
 
@@ -84,5 +88,6 @@ class Directed(UpdateAttack):
         if not self.search:
             return sent(self.own_scale(seen, start, direction))
         mean = seen.honest.mean(0)
-        harm = [float(np.linalg.norm(seen.aggregate(sent(scale)) - mean)) for scale in SCALES]
-        return sent(float(SCALES[int(np.argmax(harm))]))
+        scales = self.tried()
+        harm = [float(np.linalg.norm(seen.aggregate(sent(scale)) - mean)) for scale in scales]
+        return sent(float(scales[int(np.argmax(harm))]))

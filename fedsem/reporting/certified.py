@@ -94,14 +94,18 @@ def _panel(
     certifying = list(rows.loc[rows["bound"], "defense"].unique())
     others = [name for name in rows["defense"].unique() if name not in certifying]
     names = [name for name in attackers.strokes if (rows["attack"] == name).any()]
+    balls = rows.loc[rows["bound"], "norm"].dropna()
     curves = []
     for i, defense in enumerate([*certifying, *others]):
         mine = rows[rows["defense"] == defense]
         colour = colours.get(defense, GREY)
         label = "No defense" if defense == "none" else words.plain(str(defense))
         if defense in certifying:
-            stroke = Stroke(colour, DASHED, "", 1.4)
-            curves.append(Curve.of(mine[mine["bound"]], "psr_db", seen.scale, stroke, f"{label}, certified"))
+            bound = mine[mine["bound"]]
+            stroke, what = Stroke(colour, DASHED, "", 1.4), f"{label}, certified"
+            # The same PSR is a ball for one and a cube inside it for the other.
+            what += f" ({words.NORMS[bound['norm'].iloc[0]]})" if balls.nunique() > 1 else ""
+            curves.append(Curve.of(bound, "psr_db", seen.scale, stroke, what))
         for j, name in enumerate(names):
             left = mine[mine["attack"] == name]
             # Within the bounds of the L-inf norm there are no attacks of the L2 norm.
