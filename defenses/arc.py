@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from pydantic import NonNegativeInt
 
@@ -11,14 +9,13 @@ from fedsem.hooks.aggregate import PreAggregator, Updates
 from fedsem.registry import register
 
 from .clipping import shortening
-from .distances import scaled, squared_norms
+from .distances import norms
 
 
 @register("pre_aggregator", "arc")
 class AdaptiveRobustClipping(PreAggregator):
     """Clips the k = floor(2 f (n - f) / n) longest deltas to the length of the longest that is left (Allouah et al.,
-    Adaptive Gradient Clipping for Robust Federated Learning, 2025). Weights stay with their receivers. The clipped
-    deltas are a copy.
+    Adaptive Gradient Clipping for Robust Federated Learning, 2025). Weights stay with their receivers.
 
     Attributes:
         f: malicious updates that it assumes.
@@ -26,9 +23,8 @@ class AdaptiveRobustClipping(PreAggregator):
 
     f: NonNegativeInt = 1
 
-    def prepare(self, updates: Updates) -> Updates:
-        lengths = np.sqrt(squared_norms(updates.deltas))
+    def mixture(self, updates: Updates) -> np.ndarray:
+        lengths = norms(updates.deltas)
         count = len(lengths)
         clipped = max(0, min(count - 1, 2 * self.f * (count - self.f) // count))
-        limit = float(np.sort(lengths)[count - clipped - 1])
-        return replace(updates, deltas=scaled(updates.deltas, shortening(lengths, limit)))
+        return np.diag(shortening(lengths, float(np.sort(lengths)[count - clipped - 1])))

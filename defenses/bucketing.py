@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from pydantic import PositiveInt
 
 from fedsem.hooks.aggregate import PreAggregator, Updates
 from fedsem.registry import register
 
-from .distances import combination
 from .krum import by_receiver
 
 
@@ -30,16 +27,12 @@ class Bucketing(PreAggregator):
     def left(self, count: int) -> int:
         return -(-count // self.size)
 
-    def prepare(self, updates: Updates) -> Updates:
-        if self.size == 1:
-            return updates
+    def mixture(self, updates: Updates) -> np.ndarray:
         count = len(updates.deltas)
+        if self.size == 1:
+            return np.eye(count)
         # By the receivers' numbers, so that the rows' order does not matter.
         shuffled = by_receiver(updates)[updates.stream.child("bucketing").numpy().permutation(count)]
-        made = np.empty((self.left(count), updates.deltas.shape[1]), updates.deltas.dtype)
-        weights = np.empty(len(made))
-        for place in range(len(made)):
-            bucket = shuffled[place * self.size : (place + 1) * self.size]
-            made[place] = combination(updates.deltas, np.isin(np.arange(count), bucket) / len(bucket))
-            weights[place] = updates.weights[bucket].sum()
-        return replace(updates, deltas=made, weights=weights, receivers=())
+        members = np.zeros((self.left(count), count))
+        members[np.arange(count) // self.size, shuffled] = 1
+        return members / members.sum(1, keepdims=True)

@@ -33,16 +33,15 @@ class Bulyan(Krum):
 
     def aggregate(self, updates: Updates) -> Aggregate:
         apart = distances(gram(updates.deltas))
-        fewer = self.f + (2 if self.neighbours == "n-f-2" else 1)
         count = len(apart) - 2 * self.f
         ids = updates.receivers or range(len(apart))
         kept = np.zeros(len(apart), bool)
         if self.selection == "at_once":
-            kept[ranked(scores(apart, fewer), ids)[:count]] = True
+            kept[ranked(scores(apart, self.fewer), ids)[:count]] = True
         else:
             for _ in range(count):
                 left = np.flatnonzero(~kept)
-                kept[left[ranked(scores(apart[np.ix_(left, left)], fewer), [ids[i] for i in left])[0]]] = True
+                kept[left[ranked(scores(apart[np.ix_(left, left)], self.fewer), [ids[i] for i in left])[0]]] = True
         nearest = count - 2 * self.f
         rows = np.flatnonzero(kept)
         return Aggregate(by_coordinate(updates.deltas, lambda values: mean_near_median(values, nearest), rows), kept)

@@ -10,8 +10,9 @@ from pydantic import PositiveFloat, PositiveInt
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
+from .clipping import shortening
 from .coordinates import by_coordinate, middle
-from .distances import combination, distances_to, gram, squared_norms
+from .distances import combination, distances_to, gram, norms
 
 
 @register("aggregator", "centred_clipping")
@@ -40,11 +41,9 @@ class CentredClipping(Aggregator):
         inner = gram(deltas, start) if self.steps > 1 else None
         tau = self.tau
         for _ in range(self.steps):
-            squared = squared_norms(deltas, start) if inner is None else distances_to(inner, at)[:-1]
-            lengths = np.sqrt(squared)
+            lengths = norms(deltas, start) if inner is None else np.sqrt(distances_to(inner, at)[:-1])
             tau = float(np.median(lengths)) if tau is None else tau
-            cut = lengths > tau
-            share = np.where(cut, tau / np.where(cut, lengths, 1.0), 1.0) / count
+            share = shortening(lengths, tau) / count
             at = at * (1 - share.sum()) + np.append(share, 0.0)
         moved = combination(deltas, at[:-1]) + at[-1] * start
         return Aggregate(moved, memory={"momentum": moved} if self.start == "momentum" else {})

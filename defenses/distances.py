@@ -6,9 +6,11 @@ A rule that only combines deltas with coefficients can work out these coefficien
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-_WIDTH, _NARROW = 1 << 13, 1 << 10
+_WIDTH, _NARROW, _RUN = 1 << 13, 1 << 10, 1 << 16
 _SAMPLES, _SAMPLE = 64, 64
 
 
@@ -49,19 +51,20 @@ def distances_to(inner: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     return np.maximum(inner.diagonal() - 2 * along + coefficients @ along, 0.0)
 
 
-def squared_norms(deltas: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-    """Squared lengths of the deltas, or of their differences from a point; (n,) float64."""
-    total = np.zeros(len(deltas))
-    for columns in _blocks(deltas.shape[1], _NARROW):
-        part = deltas[:, columns]
-        with np.errstate(over="ignore", invalid="ignore"):
-            seen = part if start is None else part - start[columns].astype(part.dtype)
-            squares = np.einsum("ij,ij->i", seen, seen)
-        if not np.isfinite(squares).all():
-            wide = part.astype(np.float64) - (0.0 if start is None else start[columns])
-            squares = np.einsum("ij,ij->i", wide, wide)
-        total += squares
-    return total
+def norms(deltas: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+    """Lengths of the deltas, or of their differences from a point; (n,) float64."""
+    squared = np.zeros(len(deltas))
+    origin = None if start is None else start.astype(deltas.dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i, delta in enumerate(deltas):
+            for run in _blocks(len(delta), _RUN):
+                seen = delta[run] if origin is None else delta[run] - origin[run]
+                square = float(seen @ seen)
+                if not math.isfinite(square):
+                    wide = delta[run].astype(np.float64) - (0.0 if start is None else start[run])
+                    square = float(wide @ wide)
+                squared[i] += square
+    return np.sqrt(squared)
 
 
 def products(deltas: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -89,16 +92,6 @@ def combination(deltas: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
 def mean(deltas: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Mean of the deltas that are kept, (d,) float64."""
     return combination(deltas, kept / kept.sum())
-
-
-def scaled(deltas: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """The deltas times a factor each, as a copy of their own type."""
-    made = np.empty_like(deltas)
-    for row, delta, factor in zip(made, deltas, factors, strict=True):
-        # A factor too small for the deltas' own type would lose its digits.
-        small = factor < np.finfo(deltas.dtype).tiny
-        np.multiply(delta.astype(np.float64) if small else delta, factor if small else deltas.dtype.type(factor), row)
-    return made
 
 
 def _central(apart: np.ndarray) -> int:

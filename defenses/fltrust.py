@@ -7,7 +7,7 @@ import numpy as np
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
-from .distances import combination, products, squared_norms
+from .distances import combination, norms, products
 
 
 @register("aggregator", "fltrust")
@@ -24,7 +24,7 @@ class FlTrust(Aggregator):
     def aggregate(self, updates: Updates) -> Aggregate:
         if updates.root is None:
             raise ValueError("FLTrust needs what the server learnt on its own data.")
-        lengths = np.sqrt(squared_norms(updates.deltas))
+        lengths = norms(updates.deltas)
         own = float(np.linalg.norm(updates.root.astype(np.float64)))
         scale = lengths * own
         cosines = np.divide(products(updates.deltas, updates.root), scale, out=np.zeros(len(lengths)), where=scale > 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from pydantic import PositiveFloat
 
-from fedsem.errors import FederationError
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
 from .cosines import cosines, from_zero
 from .distances import combination
+from .roster import roster
 
 _ROUNDING = 1e-6
 
@@ -38,30 +38,19 @@ class FoolsGold(Aggregator):
         return True
 
     def aggregate(self, updates: Updates) -> Aggregate:
-        if len(updates.receivers) != len(updates.deltas):
-            raise FederationError(
-                "FoolsGold needs to know whose update is which: use no pre-aggregator that merges them."
-            )
-        ids, history = self._history(updates)
-        rows = np.searchsorted(ids, updates.receivers)
+        ids, before, rows = roster(updates)
+        history = np.zeros((len(ids), updates.deltas.shape[1]), np.float32)
+        if len(before):
+            history[before] = updates.memory["history"]
+        most = np.finfo(np.float32).max
+        for row, delta in zip(rows, updates.deltas, strict=True):
+            # Sums of huge updates stay finite.
+            history[row] = np.clip(history[row].astype(np.float64) + delta, -most, most)
         own = history if np.array_equal(rows, range(len(ids))) else history[rows]
         share = trust(cosines(from_zero(own)), self.confidence)
         memory = {"receivers": ids, "history": history}
         total = share.sum()
         return Aggregate(combination(updates.deltas, share / total if total > 0 else share), share > 0, memory)
-
-    def _history(self, updates: Updates) -> tuple[np.ndarray, np.ndarray]:
-        """Receivers in rising order, and the sums of their updates."""
-        known = updates.memory.get("receivers", np.empty(0, np.int64))
-        ids = np.union1d(known, np.asarray(updates.receivers, np.int64))
-        sums = np.zeros((len(ids), updates.deltas.shape[1]), np.float32)
-        if len(known):
-            sums[np.searchsorted(ids, known)] = updates.memory["history"]
-        most = np.finfo(np.float32).max
-        for row, delta in zip(np.searchsorted(ids, updates.receivers), updates.deltas, strict=True):
-            # Sums of huge updates stay finite.
-            sums[row] = np.clip(sums[row].astype(np.float64) + delta, -most, most)
-        return ids, sums
 
 
 def trust(cosine: np.ndarray, confidence: float) -> np.ndarray:

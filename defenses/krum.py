@@ -29,6 +29,11 @@ class Krum(RobustAggregator):
     def least_updates(self) -> int:
         return 2 * self.f + 3
 
+    @property
+    def fewer(self) -> int:
+        """How many of all updates are not counted as neighbours."""
+        return self.f + (2 if self.neighbours == "n-f-2" else 1)
+
     def aggregate(self, updates: Updates) -> Aggregate:
         chosen = ranked(self.scores(updates.deltas), updates.receivers)[0]
         kept = np.arange(len(updates.deltas)) == chosen
@@ -36,7 +41,7 @@ class Krum(RobustAggregator):
 
     def scores(self, deltas: np.ndarray) -> np.ndarray:
         """Sum of squared distances of each delta to its nearest others, (n,) float64."""
-        return scores(distances(gram(deltas)), self.f + (2 if self.neighbours == "n-f-2" else 1))
+        return scores(distances(gram(deltas)), self.fewer)
 
 
 def scores(apart: np.ndarray, fewer: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from fedsem.errors import FederationError
 from fedsem.hooks.aggregate import Aggregate, RobustAggregator, Updates
 from fedsem.registry import register
 
-from .distances import mean, squared_norms
+from .distances import mean, norms
 from .krum import ranked
 
 
@@ -30,7 +30,7 @@ class MoNna(RobustAggregator):
         return self.trusted is None
 
     def aggregate(self, updates: Updates) -> Aggregate:
-        apart = squared_norms(updates.deltas, self._pivot(updates))
+        apart = norms(updates.deltas, self._pivot(updates))
         kept = np.zeros(len(apart), bool)
         kept[ranked(apart, updates.receivers)[: len(apart) - self.f]] = True
         return Aggregate(mean(updates.deltas, kept), kept)

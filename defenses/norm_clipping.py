@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
 from .clipping import shortening
-from .distances import combination, squared_norms
+from .distances import combination, norms
 
 
 @register("aggregator", "norm_clipping")
@@ -27,9 +26,8 @@ class NormClipping(Aggregator):
     noise: NonNegativeFloat = 0.0
 
     def aggregate(self, updates: Updates) -> Aggregate:
-        lengths = np.sqrt(squared_norms(updates.deltas))
-        limit = float(np.median(lengths)) if self.limit is None else self.limit
-        made = combination(updates.deltas, updates.weights / updates.weights.sum() * shortening(lengths, limit))
+        share = updates.weights / updates.weights.sum()
+        made = combination(updates.deltas, share * shortening(norms(updates.deltas), self.limit))
         if self.noise:
             made += updates.stream.child("noise").numpy().normal(0.0, self.noise, len(made))
         return Aggregate(made)

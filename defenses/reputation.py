@@ -7,12 +7,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from fedsem.errors import FederationError
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
 from .cosines import from_zero
 from .distances import combination
+from .roster import roster
 
 
 @register("aggregator", "reputation")
@@ -55,12 +55,10 @@ class Reputation(Aggregator):
         return True
 
     def aggregate(self, updates: Updates) -> Aggregate:
-        if len(updates.receivers) != len(updates.deltas):
-            raise FederationError(
-                "The reputation is that of receivers: use no pre-aggregator that merges their updates."
-            )
-        memory, rows = _remembered(updates)
-        counts, blocked = memory["counts"], memory["blocked"]
+        ids, before, rows = roster(updates)
+        counts, blocked = np.zeros((len(ids), 2)), np.zeros(len(ids), np.int64)
+        if len(before):
+            counts[before], blocked[before] = updates.memory["counts"], updates.memory["blocked"]
         expected = (counts[rows, 0] + self.good) / (counts[rows].sum(1) + self.good + self.bad)
         trusted = ~blocked[rows].astype(bool)
         if not trusted.any():
@@ -72,6 +70,7 @@ class Reputation(Aggregator):
         counts[rows[trusted & ~kept], 1] += 1
         blocked[self.worse_than_even(counts)] = 1
         share = updates.weights * expected * kept
+        memory = {"receivers": ids, "counts": counts, "blocked": blocked}
         return Aggregate(combination(updates.deltas, share / share.sum()), kept, memory)
 
     def worse_than_even(self, counts: np.ndarray) -> np.ndarray:
@@ -100,17 +99,6 @@ def consistent(inner: np.ndarray, weights: np.ndarray, candidates: np.ndarray, x
             return good
         good &= ~out
         xi += growth
-
-
-def _remembered(updates: Updates) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What is known of all receivers that ever were there, in rising order, and where those of this round stand."""
-    known = updates.memory.get("receivers", np.empty(0, np.int64))
-    ids = np.union1d(known, np.asarray(updates.receivers, np.int64))
-    counts, blocked = np.zeros((len(ids), 2)), np.zeros(len(ids), np.int64)
-    if len(known):
-        before = np.searchsorted(ids, known)
-        counts[before], blocked[before] = updates.memory["counts"], updates.memory["blocked"]
-    return {"receivers": ids, "counts": counts, "blocked": blocked}, np.searchsorted(ids, updates.receivers)
 
 
 _ROUNDING = 1e-6

@@ -11,7 +11,7 @@ from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
 from fedsem.registry import register
 
 from .clipping import shortening
-from .distances import combination, squared_norms
+from .distances import combination, norms
 from .krum import by_receiver
 
 
@@ -34,12 +34,12 @@ class SignGuard(Aggregator):
     share: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def aggregate(self, updates: Updates) -> Aggregate:
-        lengths = np.sqrt(squared_norms(updates.deltas))
-        limit = float(np.median(lengths))
-        usual = (lengths >= self.shortest * limit) & (lengths <= self.longest * limit)
+        lengths = norms(updates.deltas)
+        middle = float(np.median(lengths))
+        usual = (lengths >= self.shortest * middle) & (lengths <= self.longest * middle)
         kept = usual & self._alike(updates)
         kept = kept if kept.any() else usual
-        return Aggregate(combination(updates.deltas, kept / kept.sum() * shortening(lengths, limit)), kept)
+        return Aggregate(combination(updates.deltas, kept / kept.sum() * shortening(lengths)), kept)
 
     def _alike(self, updates: Updates) -> np.ndarray:
         """Which deltas have signs like most."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,38 @@ def test_decoders_may_be_combined_otherwise_than_the_encoder() -> None:
     told = [rows["dropped_honest"][key] for key in ("value", "n", "aggregator", "f_assumed")]
     assert told == [4.0, 5, "krum", 1]
     assert [rows["dropped_malicious"][key] for key in ("value", "n")] == [0.0, 0]
+
+
+@pytest.mark.parametrize("before", [[], [{"kind": "nnm", "f": 2}, "clipping"]])
+def test_a_round_stacks_the_updates_once_and_leaves_the_replies_alone(before: list[Any]) -> None:
+    """Half a stack beside it is what a rule may take."""
+    federation = {"rounds": 1, "pre_aggregators": before, "aggregator": {"kind": "multi_krum", "f": 2}}
+    users = {**TRUSTED["receivers"]["users"], "count": 12}
+    plan = plan_of(receivers={"users": users}, federation=federation, use={"attacks": []})
+    state = FederationState.initial(plan, 3)
+    generator = torch.Generator().manual_seed(0)
+
+    def wide(parameters: Any) -> Any:
+        return {name: torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
+
+    (reply,) = train(plan, rounds.tasks(plan, state, plan.partition(3), 3, [0]))
+    replies = [
+        replace(reply, receiver=i, delta=wide(reply.delta), decoders={k: wide(v) for k, v in reply.decoders.items()})
+        for i in range(12)
+    ]
+    kept = deepcopy(replies)
+    rounds.combine(plan, 3, state, range(12), replies)
+    tracemalloc.start()
+    rounds.combine(plan, 3, state, range(12), replies)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 12 * rounds.size(state.shared)
+    for one, other in zip(replies, kept, strict=True):
+        for mine, theirs in (
+            (one.delta, other.delta),
+            *zip(one.decoders.values(), other.decoders.values(), strict=True),
+        ):
+            assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def test_each_group_is_recorded_with_what_its_own_rule_assumes(tmp_path: Path) -> None:

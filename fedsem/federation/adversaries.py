@@ -8,7 +8,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedsem.federation.rounds import aggregated, averaged, fault, flat, group_weight, limited, remembered, shared_weight
+from fedsem.federation.rounds import (
+    aggregated,
+    averaged,
+    fault,
+    flat,
+    group_weight,
+    limited,
+    remembered,
+    shared_weight,
+    stacked,
+)
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
@@ -96,9 +106,9 @@ def _forge(
             return aggregated(plan.scenario.federation, group, updates).delta
 
         seen = Seen(
-            _rows([sent[who] for who in honest], names),
+            stacked((sent[who] for who in honest), names, len(honest), sent[honest[0]]),
             tuple(honest),
-            _rows([sent[who] for who in own], names),
+            stacked((sent[who] for who in own), names, len(own), sent[own[0]]),
             aggregate,
         )
         made = attack.forge(seen, stream.child(group))
@@ -134,10 +144,6 @@ def _of_group(plan: Plan, reply: Reply, group: str) -> tuple[str, Parameters]:
     receiver = plan.receivers[reply.receiver]
     key = next(one.key for one in plan.trained_branches(receiver) if owner(plan, receiver, one) == group)
     return key, reply.decoders[key]
-
-
-def _rows(parameters: Sequence[Parameters], names: Sequence[str]) -> Rows:
-    return np.stack([flat(one, names) for one in parameters])
 
 
 def _parameters(row: Rows, like: Parameters, names: Sequence[str]) -> Parameters:

@@ -119,7 +119,7 @@ def combine(
     shared = server.step(
         "shared",
         state.shared,
-        [reply.delta for reply in valid],
+        (reply.delta for reply in valid),
         [shared_weight(plan, reply) for reply in valid],
         [reply.receiver for reply in valid],
     )
@@ -141,7 +141,7 @@ def combine(
         decoders[who] = server.step(
             who,
             before,
-            [{name: value - before[name] for name, value in parameters.items()} for _, parameters in members],
+            ({name: value - before[name] for name, value in parameters.items()} for _, parameters in members),
             [group_weight(plan, reply) for reply, _ in members],
             [reply.receiver for reply, _ in members],
         )
@@ -236,7 +236,7 @@ class _Server:
         self,
         group: str,
         before: Parameters,
-        deltas: list[Parameters],
+        deltas: Iterable[Parameters],
         weights: list[float],
         receivers: list[int],
     ) -> Parameters:
@@ -244,10 +244,11 @@ class _Server:
         if not before:  # such as the picture that a MAE paints: nothing to learn
             return {}
         names = averaged(before)
-        made = self._combined(group, names, deltas, weights, receivers)
+        stack = stacked(deltas, names, len(receivers), before)
+        made = self._combined(group, stack, names, weights, receivers)
         if self.defense is not None:
             expected = self.expected[group]
-            mean = made.delta * (len(deltas) / expected)
+            mean = made.delta * (len(receivers) / expected)
             made = replace(made, delta=self.defense.release(mean, expected, self.noise.child(group)))
         self.memory |= {f"{group}/{name}": torch.from_numpy(np.asarray(value)) for name, value in made.memory.items()}
         if made.kept is not None:
@@ -267,17 +268,16 @@ class _Server:
         return after
 
     def _combined(
-        self, group: str, names: list[str], deltas: list[Parameters], weights: list[float], receivers: list[int]
+        self, group: str, stack: np.ndarray, names: list[str], weights: list[float], receivers: list[int]
     ) -> Aggregate:
         """What the group's rule makes of its deltas; of none a step of zero."""
-        rows = [flat(delta, names) for delta in deltas]
-        if not rows:
-            return Aggregate(np.zeros(flat(self.state.decoders[group], names).size))
+        if not receivers:
+            return Aggregate(np.zeros(stack.shape[1]))
         return aggregated(
             self.federation,
             group,
             Updates(
-                np.stack(rows),
+                stack,
                 np.asarray(weights, dtype=np.float64),
                 tuple(receivers),
                 remembered(self.state, group),
@@ -298,6 +298,12 @@ def flat(parameters: Parameters, names: Iterable[str]) -> np.ndarray:
     return np.concatenate([parameters[name].numpy().ravel() for name in names])
 
 
+def stacked(deltas: Iterable[Parameters], names: Sequence[str], count: int, like: Parameters) -> np.ndarray:
+    """So many sets of parameters of one shape, each as a row; they may be made one after another."""
+    size = sum(like[name].numel() for name in names)
+    return np.fromiter((flat(delta, names) for delta in deltas), np.dtype((np.float32, size)), count)
+
+
 def remembered(state: FederationState, group: str) -> dict[str, np.ndarray]:
     """What the rule of an aggregation group remembers of the round before."""
     return {
@@ -308,7 +314,7 @@ def remembered(state: FederationState, group: str) -> dict[str, np.ndarray]:
 
 
 def aggregated(federation: Federation, group: str, updates: Updates) -> Aggregate:
-    """What the group's rule makes of its updates, after the pre-aggregators.
+    """What the group's rule makes of its updates, after the pre-aggregators, which write over the deltas.
 
     Raises:
         FederationError: there are fewer than the rule needs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,19 +117,41 @@ class RobustAggregator(Aggregator):
 
 
 class PreAggregator(Options):
-    """Changes deltas before a rule combines them."""
+    """Puts combinations of the deltas in their place before a rule combines them."""
 
     def left(self, count: int) -> int:
-        """How many deltas come out of so many."""
+        """How many deltas come out of so many, at most as many."""
         return count
 
     @abstractmethod
+    def mixture(self, updates: Updates) -> np.ndarray:
+        """Coefficients (`left(n)`, n) float64: the i-th delta that comes out is sum_j c_ij delta_j. Must not change its
+        input."""
+
     def prepare(self, updates: Updates) -> Updates:
-        """The changed deltas; of another number of them, without the receivers' ids. Must not change its input."""
+        """The mixed deltas, written over those of `updates`, so that there is never a second stack of them. As many as
+        came in stay with their receivers; fewer have the weights of all that is in them, and no receivers."""
+        mixture, deltas = self.mixture(updates), updates.deltas
+        count, factors = len(mixture), mixture.diagonal()
+        if np.array_equal(mixture, np.diag(factors)):
+            for i in np.flatnonzero(factors != 1):
+                # A factor too small for the deltas' own type would lose its digits.
+                exact = np.float64 if abs(factors[i]) < np.finfo(deltas.dtype).tiny else deltas.dtype
+                np.multiply(deltas[i], factors[i], out=deltas[i], dtype=exact, casting="same_kind")
+        else:
+            for begin in range(0, deltas.shape[1], _WIDTH):
+                part = deltas[:, begin : begin + _WIDTH]
+                part[:count] = mixture @ part.astype(np.float64)
+        if count == len(deltas):
+            return updates
+        return replace(updates, deltas=deltas[:count], weights=(mixture != 0) @ updates.weights, receivers=())
+
+
+_WIDTH = 1 << 10
 
 
 def combined(rule: Aggregator, before: Sequence[PreAggregator], updates: Updates) -> Aggregate:
-    """What a rule makes of deltas that went through pre-aggregators, in their order."""
+    """What a rule makes of deltas that went through pre-aggregators, in their order; these write over the deltas."""
     prepared = updates
     for step in before:
         prepared = step.prepare(prepared)
