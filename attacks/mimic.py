@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsem.hooks.update import Rows, Seen, UpdateAttack
+from fedsem.hooks.update import Rows, Seen, UpdateAttack, harm
 from fedsem.registry import register
 from fedsem.streams import Stream
 
@@ -20,7 +20,8 @@ class Mimic(UpdateAttack):
 
     Attributes:
         search: in each round the honest receiver whose repetition moves what the server makes of the round furthest
-            from the mean of the honest deltas: a worst case that knows the aggregation rule.
+            from the mean of the honest deltas, but for what lies ahead in its direction: a worst case that knows the
+            aggregation rule.
     """
 
     search: bool = False
@@ -32,5 +33,5 @@ class Mimic(UpdateAttack):
         if not self.search:
             return repeated(int(np.argmin(seen.receivers)))
         mean = seen.honest.mean(0)
-        harm = [float(np.linalg.norm(seen.aggregate(repeated(i)) - mean)) for i in range(len(seen.honest))]
-        return repeated(int(np.argmax(harm)))
+        found = [harm(seen.aggregate(repeated(i)), mean) for i in range(len(seen.honest))]
+        return repeated(int(np.argmax(found)))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from pydantic import PositiveFloat
 
-from fedsem.hooks.update import Rows, Seen, UpdateAttack
+from fedsem.hooks.update import Directed, Rows, Seen
 from fedsem.registry import register
-from fedsem.streams import Stream
 
 
 @register("attack", "sign_flip")
-class SignFlip(UpdateAttack):
-    """All send -scale times the mean of the honest deltas (Li et al., RSA: Byzantine-Robust Stochastic Aggregation
-    Methods, 2019; Allen-Zhu et al., Byzantine-Resilient Non-Convex Stochastic Gradient Descent, 2021).
+class SignFlip(Directed):
+    """All send -scale times the mean of the honest deltas, or each -scale times the delta that it has learnt (Li et
+    al., RSA: Byzantine-Robust Stochastic Aggregation Methods, 2019; Allen-Zhu et al., Byzantine-Resilient Non-Convex
+    Stochastic Gradient Descent, 2021). Rules that look for receivers who send the same see nothing in the second.
 
     Attributes:
-        scale: of the flipped mean.
+        scale: of what is flipped.
+        of: what is flipped: the honest `mean`, or each receiver's `own` delta.
     """
 
     scale: PositiveFloat = 1.0
+    of: Literal["mean", "own"] = "mean"
 
-    def forge(self, seen: Seen, stream: Stream) -> Rows:
-        return np.repeat(-self.scale * seen.honest.mean(0, keepdims=True), len(seen.own), axis=0)
+    def line(self, seen: Seen) -> tuple[Rows, Rows]:
+        mean = seen.honest.mean(0)
+        return np.zeros_like(mean), -mean if self.of == "mean" else -seen.own
+
+    def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
+        return self.scale

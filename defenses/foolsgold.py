@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from pydantic import PositiveFloat
 
@@ -36,6 +39,10 @@ class FoolsGold(Aggregator):
     @property
     def needs_receivers(self) -> bool:
         return True
+
+    def adaptive(self) -> Mapping[str, Any] | None:
+        """The line search with a direction for each malicious receiver, who are not alike then."""
+        return {"kind": "sign_flip", "of": "own", "search": True}
 
     def aggregate(self, updates: Updates) -> Aggregate:
         ids, before, rows = roster(updates)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -53,6 +54,10 @@ class Reputation(Aggregator):
     @property
     def needs_receivers(self) -> bool:
         return True
+
+    def adaptive(self) -> Mapping[str, Any] | None:
+        """The line search with a direction for each malicious receiver, who are not alike then."""
+        return {"kind": "sign_flip", "of": "own", "search": True}
 
     def aggregate(self, updates: Updates) -> Aggregate:
         ids, before, rows = roster(updates)

@@ -295,6 +295,30 @@ def test_the_search_finds_what_lies_between_the_mean_and_nothing(kind: str, opti
     assert harm(sent) >= 0.7 * max(line)  # the search takes steps of sqrt(2)
 
 
+@pytest.mark.parametrize("kind", ["foolsgold", "reputation"])
+def test_rules_that_look_for_colluders_meet_malicious_receivers_that_are_not_alike(kind: str) -> None:
+    """Honest receivers of different data, as FoolsGold supposes: what all send alike does less than what each does."""
+    from fedsem.hooks.aggregate import Updates
+    from fedsem.hooks.update import Seen, harm
+    from fedsem.streams import Stream
+
+    generator = np.random.default_rng(0)
+    deltas = (generator.normal(size=(20, 300)) + 0.7).astype(np.float32)
+    honest, own = deltas[:14], deltas[14:]
+    rule: Aggregator = names("aggregator")[kind].model_construct()  # type: ignore[assignment]
+
+    def server(forged: np.ndarray) -> np.ndarray:
+        rows = np.concatenate([honest, forged]).astype(np.float32)
+        return rule.aggregate(Updates(rows, np.ones(20), tuple(range(20)))).delta
+
+    view, mean = Seen(honest, tuple(range(14)), own, server), honest.mean(0)
+    done = {}
+    for name, said in (("known", dict(rule.adaptive() or {})), ("alike", {"kind": "ipm", "search": True})):
+        attack = names("attack")[str(said.pop("kind"))].model_validate(said)
+        done[name] = harm(server(attack.forge(view, Stream(0))), mean) / np.linalg.norm(mean)  # type: ignore[attr-defined]
+    assert done["known"] > done["alike"] + 0.1
+
+
 def test_the_table_says_which_attack_knows_the_defenses(tmp_path: Path) -> None:
     quick = {"restarts": 1, "other_steps": 1, "universal_steps": 1, "draws": 1, "judged_by": 2}
     attacks = {**BASE["attacks"], "worst": BASE["attacks"]["worst"] | quick}

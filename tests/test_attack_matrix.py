@@ -137,11 +137,24 @@ def test_what_a_detector_flags_has_not_failed() -> None:
     behind = {"defense": "alarm"}
     rows = row("", 0.98) + row("", 0.98, **behind) + evasion("", 0.05, "pgd") + evasion("", 0.05, "pgd", True, **behind)
     rows += evasion("", 0.20, "pgd", True, **behind, metric="undetected_error")
+    rows += row("", 0.90, **behind, metric="passed_right")
     one = panel(table.frame(rows))
+    # Without attack a false alarm is an error.
+    assert [line[0].value for line in one.entries] == pytest.approx([98, 90])
     # The interval of the share that is wrong and passes, [17, 22] %, from the other end.
     found = one.entries[1][1]
     assert (found.value, found.low, found.high) == pytest.approx((80, 78, 83))
     assert (one.links, one.entries[0][1].value) == (["no defense", "alarm"], pytest.approx(5))
+
+
+def test_a_budget_on_average_is_a_threat_of_its_own() -> None:
+    rows = row("", 0.98) + row("", 0.97, defense="d")
+    for defense in ("none", "d"):
+        rows += evasion("", 0.5, "pgd", defense == "d", defense=defense, attack_params='{"kind": "pgd"}')
+        rows += evasion("", 0.1, "universal", defense=defense, attack_params='{"kind": "universal"}')
+    told = {(one.link, one.worst.split()[0], one.unsupported) for one in verdicts(table.frame(rows))}
+    assert told == {("no defense", "PGD", False), ("no defense", "universal", False), ("d", "PGD", False),
+                    ("d", "universal", True)}  # fmt: skip
 
 
 def test_several_defenses_of_one_cell_are_lines_of_their_own() -> None:

@@ -457,6 +457,25 @@ def test_a_vote_hears_symbols_that_a_trigger_turns(kind: str) -> None:
     assert 0 < found[0].sum() < len(link.labels)
 
 
+@pytest.mark.parametrize("kind", ["randomised_smoothing", "reception_vote", "single_shot_certificate"])
+def test_behind_a_vote_it_is_told_how_often_a_trigger_reaches_its_goal(kind: str) -> None:
+    """A decoder that always says class 1: every example of another class gets there, and none of class 1 counts."""
+
+    class One(nn.Module):
+        def forward(self, heard: Tensor) -> Tensor:
+            return torch.eye(10)[1].expand(*heard.shape[:-1], 10)
+
+    link = with_decoder(voting_link(AWGN, {"kind": kind, "n": 50}, [-20.0]), One())
+    mine = behind(link)
+    scorer, listener = Scorer(mine, Air(mine)), mine.listeners[0]
+    for goal, share in ((1, 1.0), (2, 0.0)):
+        trigger: Any = find("attack", "patch").model_validate({"targets": {listener.branch.task: goal}})
+        delta = {"input": torch.zeros_like(link.images)}
+        reached = tally(scorer.score([listener], [10.0], delta, trigger)[0][key_of(listener)], "reached")
+        assert reached.numerator.sum() / reached.denominator.sum() == share
+        np.testing.assert_array_equal(reached.denominator > 0, (link.labels != goal).numpy())
+
+
 def test_who_attacks_smoothing_climbs_the_mean_probability_over_its_noise() -> None:
     """SmoothAdv: -log of the mean softmax over noisy copies and channel draws, written out by hand."""
     attack = {"kind": "pgd", "sites": ["input"], "knowledge": {"defense": "adaptive"}}

@@ -264,9 +264,10 @@ def test_a_confidence_watches_decisions_alone() -> None:
 def test_what_passes_and_what_does_not_are_all_there_is(tiny: TrainedLink) -> None:
     link = defended(tiny, defense("max_softmax", false_alarm=0.3))
     found = Scorer(link, Air(link)).score(link.listeners, [3.0], {})[0].popitem()[1]
-    flagged, right, passed, missed = (
-        tally(found, name) for name in ("flagged", "accuracy", "accuracy_passed", "undetected_error")
+    flagged, right, passed, missed, both = (
+        tally(found, name) for name in ("flagged", "accuracy", "accuracy_passed", "undetected_error", "passed_right")
     )
+    np.testing.assert_array_equal(flagged.numerator + missed.numerator + both.numerator, flagged.denominator)
     np.testing.assert_array_equal(flagged.numerator + passed.denominator, right.denominator)
     np.testing.assert_array_equal(passed.denominator - passed.numerator, missed.numerator)
     assert (passed.numerator <= right.numerator).all()

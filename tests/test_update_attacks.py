@@ -20,7 +20,7 @@ from fedsem.errors import ScenarioError
 from fedsem.federation import rounds
 from fedsem.federation.adversaries import forged as forged_replies
 from fedsem.federation.state import FederationState
-from fedsem.hooks.update import SCALES, Seen, UpdateAttack
+from fedsem.hooks.update import SCALES, Seen, UpdateAttack, harm
 from fedsem.plan import Plan
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
@@ -148,6 +148,32 @@ def test_a_search_finds_the_scale_that_moves_the_rule_furthest(name: str, option
         assert found >= other * 0.97
     plain = np.linalg.norm(median.aggregate(attack(name, **options).forge(median, Stream(0))) - honest.mean(0))
     assert found >= plain * 0.97
+
+
+def test_each_flips_its_own() -> None:
+    own = np.array([[1.0, 2.0, 0.0], [-3.0, 0.5, 1.0]])
+    made = attack("sign_flip", of="own", scale=2).forge(Seen(H, (0, 1, 2), own, lambda rows: rows.mean(0)), Stream(0))
+    np.testing.assert_array_equal(made, -2 * own)
+
+
+def test_harm_is_the_distance_to_the_honest_mean_but_for_what_lies_ahead() -> None:
+    mean = np.array([3.0, 4.0])
+    assert harm(np.zeros(2), mean) == pytest.approx(5)
+    assert harm(-mean, mean) == pytest.approx(10)
+    assert harm(2 * mean, mean) == pytest.approx(0)
+    # Beside the mean, and ahead of it.
+    assert harm(1.5 * mean + np.array([-4.0, 3.0]), mean) == pytest.approx(5)
+    assert harm(np.array([1.0, 0.0]), np.zeros(2)) == pytest.approx(1)
+
+
+def test_a_search_does_not_choose_what_trains_faster() -> None:
+    """A server that takes what it is sent, up to three times the honest step forward and a little back."""
+    mean = H.mean(0)
+    view = Seen(
+        H, tuple(range(len(H))), np.zeros((2, H.shape[1])), lambda rows: np.clip(-3 * rows[0], -0.5 * mean, 3 * mean)
+    )
+    sent = attack("ipm", search=True).forge(view, Stream(0))
+    assert harm(view.aggregate(sent), mean) == pytest.approx(1.5 * np.linalg.norm(mean))
 
 
 # ------------------------------------------------------------------------------------------------ in the federation

@@ -56,7 +56,7 @@ class Scorer:
         """Metrics of these listeners at each SNR; with a targeted attack, also how far it reached its goal. Behind a
         vote, what the votes say."""
         if self.ballots is not None:
-            return self._voted(self.ballots, listeners, snrs, delta)
+            return self._voted(self.ballots, listeners, snrs, delta, {} if attack is None else attack.targeted)
         everything = self.receptions.everything
         scores: list[Scores] = [{key_of(listener): {} for listener in listeners} for _ in snrs]
         found: dict[tuple[int, Key], Detections] = {}
@@ -110,10 +110,15 @@ class Scorer:
         return scores
 
     def _voted(
-        self, ballots: Ballots, listeners: Sequence[Listener], snrs: Sequence[float], delta: Perturbation
+        self,
+        ballots: Ballots,
+        listeners: Sequence[Listener],
+        snrs: Sequence[float],
+        delta: Perturbation,
+        goals: Mapping[str, int],
     ) -> list[Scores]:
         scores: list[Scores] = []
-        for counted in ballots.score(listeners, snrs, delta):
+        for counted in ballots.score(listeners, snrs, delta, goals):
             groups: dict[Key, list[dict[str, Tally]]] = {}
             for listener, tallies in counted.items():
                 groups.setdefault(key_of(listener), []).append(tallies)
@@ -166,6 +171,7 @@ def _passed(shares: Mapping[str, Share], flagged: Tensor) -> dict[str, Share]:
     if "accuracy" in shares:
         right = shares["accuracy"].numerator
         found["accuracy_passed"] = Share(right * passed, passed)
+        found["passed_right"] = Share(right * passed, every)
         found["undetected_error"] = Share((1 - right) * passed, every)
     return found
 

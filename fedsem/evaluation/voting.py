@@ -15,7 +15,8 @@ from fedsem.evaluation.point import Tally
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Perturbation
 from fedsem.hooks.vote import ManyReceptions, NoisyCopies
-from fedsem.tasks.task import Share
+from fedsem.tasks.decision import Decision
+from fedsem.tasks.task import Share, Task
 from fedsem.units import energy, from_db
 
 ROWS_AT_ONCE = 4096
@@ -67,9 +68,14 @@ class Ballots:
         self.certificates: dict[tuple[str, float, float], dict[str, Tally]] = {}
 
     def score(
-        self, listeners: Sequence[Listener], snrs: Sequence[float], delta: Perturbation
+        self,
+        listeners: Sequence[Listener],
+        snrs: Sequence[float],
+        delta: Perturbation,
+        goals: Mapping[str, int] | None = None,
     ) -> list[dict[Listener, dict[str, Tally]]]:
-        """What each listener's votes make of the test set at each SNR; without a perturbation, certificates too."""
+        """What each listener's votes make of the test set at each SNR; without a perturbation, certificates too; with
+        goals of some tasks, also how far these are reached."""
         found: list[dict[Listener, dict[str, Tally]]] = [{listener: {} for listener in listeners} for _ in snrs]
         psrs = torch.tensor([from_db(psr) for psr in self.psrs], dtype=torch.float64, device=self.link.images.device)
         for ballot in (
@@ -78,12 +84,10 @@ class Ballots:
             task = self.link.plan.task(ballot.listener.branch)
             # NaN has a largest entry too: without this a link that has broken down would score like chance.
             broken = ~ballot.output.isfinite().all(-1).all(0)
-            self._add(
-                found[ballot.level][ballot.listener],
-                self.vote.measure(ballot.output, ballot.truth, task),
-                ballot.images,
-                broken,
-            )
+            measured = self.vote.measure(ballot.output, ballot.truth, task)
+            if (goal := (goals or {}).get(ballot.listener.branch.task)) is not None:
+                measured["reached"] = self._reached(ballot, task, goal)
+            self._add(found[ballot.level][ballot.listener], measured, ballot.images, broken)
             if delta or not self.psrs:
                 continue
             distance = psrs.sqrt().unsqueeze(1) * ballot.reach
@@ -93,6 +97,15 @@ class Ballots:
                 key = ballot.listener.name, snrs[ballot.level], psr
                 self._add(self.certificates.setdefault(key, {}), one, ballot.images, broken)
         return found
+
+    def _reached(self, ballot: _Ballot, task: Task, goal: int) -> Share:
+        """As `Task.reached`, of what is voted."""
+        aim = task.aim(goal, self.link.examples)[ballot.images]
+        share = self.vote.measure(ballot.output, aim, task)[task.headline]
+        if not isinstance(task, Decision):
+            return share
+        other = (ballot.truth != aim).float()
+        return Share(share.numerator * other, share.denominator * other)
 
     def certified(self, listeners: Sequence[Listener], snr_db: float, psr_db: float) -> dict[str, Tally]:
         """What is certified for these listeners together, whose clean receptions have been scored."""

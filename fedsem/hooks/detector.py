@@ -28,7 +28,9 @@ class Detector(Defense):
 
     The link decides as it did; beside its metrics the table has `flagged`, the share of receptions that are flagged
     (clean: false alarms; attacked: detections), and for tasks with an accuracy `accuracy_passed`, that of receptions
-    that pass, and `undetected_error`, the share of all that pass and are decided wrongly.
+    that pass, and `passed_right` and `undetected_error`, the shares of all that pass and are decided rightly, and
+    wrongly. A link is judged by the first where nobody attacks and by the second under attack: a false alarm is an
+    error like others, and an attack that is flagged has failed.
 
     An adversary who does not work around the detector (`knowledge.defense: none`, `exact`) attacks the link alone.
 

@@ -59,10 +59,10 @@ class Directed(UpdateAttack):
     each, (f, d)) each its own.
 
     Attributes:
-        search: the scale that moves what the server makes of the round furthest from the mean of the honest deltas, as
-            far as a search over 2^-8 to 2^8 in steps of sqrt(2) finds it, instead of the attack's own: a worst case
-            that knows the aggregation rule (Fang et al., Local Model Poisoning Attacks to Byzantine-Robust Federated
-            Learning, 2020; ByzFL's optimal variants).
+        search: the scale that moves what the server makes of the round furthest from the mean of the honest deltas (see
+            `harm`), as far as a search over 2^-8 to 2^8 in steps of sqrt(2) finds it, instead of the attack's own: a
+            worst case that knows the aggregation rule, what it draws and the server's own data (Fang et al., Local
+            Model Poisoning Attacks to Byzantine-Robust Federated Learning, 2020; ByzFL's optimal variants).
     """
 
     search: bool = False
@@ -89,5 +89,13 @@ class Directed(UpdateAttack):
             return sent(self.own_scale(seen, start, direction))
         mean = seen.honest.mean(0)
         scales = self.tried()
-        harm = [float(np.linalg.norm(seen.aggregate(sent(scale)) - mean)) for scale in scales]
-        return sent(float(scales[int(np.argmax(harm))]))
+        found = [harm(seen.aggregate(sent(scale)), mean) for scale in scales]
+        return sent(float(scales[int(np.argmax(found))]))
+
+
+def harm(made: Rows, mean: Rows) -> float:
+    """How far what the server makes of a round (d,) is from the mean of the honest deltas (d,), but for what lies ahead
+    in its direction: a step that is longer than the honest one trains faster."""
+    moved = np.asarray(made, np.float64) - mean
+    along, square = float(moved @ mean), float(np.asarray(mean, np.float64) @ mean)
+    return float(np.linalg.norm(moved - along / square * mean if along > 0 else moved))

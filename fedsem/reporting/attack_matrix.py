@@ -295,8 +295,8 @@ def _caption(panels: Sequence[Panel], left_out: int, table: pd.DataFrame, shown:
         )
     if (table["metric"] == "undetected_error").any():
         parts.append(
-            "Behind a detector what is flagged has not failed: 1 − the share that is decided wrongly and passes; its "
-            "false alarms stand in the table."
+            "Behind a detector an attack that is flagged has failed: 1 − the share that is decided wrongly and passes; "
+            "without attack, the share that is decided rightly and passes."
         )
     if any(column.endswith(", trigger") for panel in panels for column in panel.columns):
         parts.append("Trigger: 1 − the share of triggered images of other classes that are taken for the goal.")

@@ -1,10 +1,10 @@
 """Which figure a defense is judged by: the worst that attacks of a threat left, those that know it among them.
 
-A *threat* is a budget: the norm, the sites and the PSR of what is perturbed, or the share of malicious receivers, who
-spoil what the link says or plant a trigger. Of a trigger is left the share of triggered examples of other classes that
-are not taken for its goal. Where
-no attack of a threat knows the defense, nothing is claimed of it: an attack that is not aware of a defense may fail for
-reasons that a real adversary would find a way around.
+A *threat* is a budget: the norm, the sites and the PSR of what is perturbed, in each image or on average, or the share
+of malicious receivers, who spoil what the link says or plant a trigger. Of a trigger is left the share of triggered
+examples of other classes that are not taken for its goal. Where no attack of a threat knows the defense, nothing is
+claimed of it: an attack that is not aware of a defense may fail for reasons that a real adversary would find a way
+around.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from fedsem import registry
 from fedsem.reporting import words
 from fedsem.reporting.rows import groups, pooled, task_kinds
 from fedsem.reporting.summary import ATTACKED
@@ -151,6 +152,7 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     share = mine["adversary_fraction"].astype("string").fillna("")
     mine["threat"] = budget.where(evasion, "") + share.where((training != "") | trigger, "")
     mine["threat"] += pd.Series("", index=mine.index).mask(trigger, " trigger")
+    mine["threat"] += pd.Series("", index=mine.index).mask(mine["attack_params"].map(_on_average), " on average")
     known = mine["knowledge"].fillna("").str.contains(r"defense: adaptive(?:,|$)", regex=True)
     mine["knows"] = known | ((training == ADAPTIVE) & ~trigger)
     return _strongest(mine, trigger)
@@ -164,21 +166,30 @@ def _strongest(rows: pd.DataFrame, trigger: pd.Series) -> pd.DataFrame:
 
 
 def _noticed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows; behind a detector an attack has failed where it was flagged: the accuracy under attack is then
-    1 - `undetected_error`."""
+    """The rows; behind a detector an attack has failed where it was flagged, and the link where it gave a false alarm:
+    its accuracy is 1 - `undetected_error` under attack, and `passed_right` without."""
     of = ["seed", "cell", "defense", "attack", "attack_params", "norm", "sites", "psr_db", *PLACE]
-    acting = rows[rows["attack"].fillna("none") != "none"]
-    told = acting[acting["metric"] == "undetected_error"]
+    attacked = rows["attack"].fillna("none") != "none"
+    told = rows[rows["metric"].eq("undetected_error").where(attacked, rows["metric"] == "passed_right")]
     if told.empty:
         return rows
     rows = rows.copy()
     found = {tuple(one[key] if pd.notna(one[key]) else None for key in of): one for one in told.to_dict("records")}
-    for index, one in acting[acting["metric"] == "accuracy"].iterrows():
-        error = found.get(tuple(one[key] if pd.notna(one[key]) else None for key in of))
-        if error is not None:
-            wrong = [1 - float(error[name]) for name in ("value", "ci_high", "ci_low")]
-            rows.loc[index, ["value", "ci_low", "ci_high"]] = wrong
+    for index, one in rows[rows["metric"] == "accuracy"].iterrows():
+        other = found.get(tuple(one[key] if pd.notna(one[key]) else None for key in of))
+        if other is not None:
+            made = [float(other[name]) for name in ("value", "ci_low", "ci_high")]
+            if other["metric"] == "undetected_error":
+                made = [1 - made[0], 1 - made[2], 1 - made[1]]
+            rows.loc[index, ["value", "ci_low", "ci_high"]] = made
     return rows
+
+
+def _on_average(params: object) -> bool:
+    """Whether an attack with these options, of the table's column `attack_params`, keeps its budget on average over
+    images only."""
+    kind = json.loads(params).get("kind") if isinstance(params, str) else None
+    return bool(getattr(registry.names("attack").get(str(kind)), "mean_power", False))
 
 
 def _settings(cell: str) -> dict[str, str]:

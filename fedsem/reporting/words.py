@@ -83,6 +83,7 @@ def quantity(metric: str, kind: Kind | None = None) -> Quantity:
         "range_accuracy": "Range accuracy",
         "flagged": "Flagged receptions",
         "accuracy_passed": "Accuracy of what passes",
+        "passed_right": "Right and not flagged",
         "undetected_error": "Wrong and not flagged",
         "reached": "Goal reached",
         "f1": "F1 at IoU 0.5",
