@@ -50,9 +50,10 @@ class FoolsGold(Aggregator):
         if len(before):
             history[before] = updates.memory["history"]
         most = np.finfo(np.float32).max
-        for row, delta in zip(rows, updates.deltas, strict=True):
-            # Sums of huge updates stay finite.
-            history[row] = np.clip(history[row].astype(np.float64) + delta, -most, most)
+        with np.errstate(over="ignore"):
+            for row, delta in zip(rows, updates.deltas, strict=True):
+                # Sums of huge updates stay finite.
+                np.clip(history[row] + delta, -most, most, out=history[row])
         own = history if np.array_equal(rows, range(len(ids))) else history[rows]
         share = trust(cosines(from_zero(own)), self.confidence)
         memory = {"receivers": ids, "history": history}
