@@ -73,7 +73,14 @@ A robustness figure is worth what the attack behind it is worth. `fedsem audit R
 figures are known to be wrong, link by link: every cell and seed, behind every defense at test time, at every task and
 site that an attack of the scenario aims at. Each check says `failed` (the figure cannot be trusted), `suspicious` (look
 closer before you do), `passed`, or `not applicable`, with the numbers that it measured; they stand in `audit.json` and
-in the report, and the exit code is 1 where one failed.""",
+in the report, and the exit code is 1 where one failed.
+
+Behind a defense at test time an attack knows what the scenario's best informed attack knows (`knowledge.defense`).
+With `exact` it differentiates the defense as it is, so that what squeezes, rounds or compresses images is found to
+mask their gradient; with `adaptive` it goes by the defense's own stand-in, works around the detector, or averages over
+the noise of copies. Where no attack of the scenario knows the defense, nothing is attacked: what it leaves supports no
+claim. Detectors that no attack works around, and interval bounds of decoders, change nothing that an attack meets, and
+are not looked at beside the link without them.""",
     ),
 }
 """Groups and opening of each page, by its file in `docs/`; the audit's checks are no plug-ins."""

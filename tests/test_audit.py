@@ -18,9 +18,11 @@ from fedsem.auditing.finding import Family
 from fedsem.auditing.gradients import GRADIENTS
 from fedsem.auditing.records import RECORDS, Record
 from fedsem.auditing.strength import STRENGTH
-from fedsem.auditing.subject import Effort, LinkSubject
+from fedsem.auditing.subject import Effort, Iterated, LinkSubject
 from fedsem.checks import resolve
+from fedsem.data.dataset import Split
 from fedsem.evaluation.defended import defended
+from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.trained import TrainedLink
 from fedsem.federation.engine import federated
 from fedsem.federation.job import Job
@@ -75,6 +77,14 @@ def defended_links(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Traine
     return {name: trained(tmp_path_factory.mktemp(name), use={"defenses": [name]}) for name in ("noisy", "hard")}
 
 
+@pytest.fixture(scope="module")
+def reserve() -> Split:
+    """Images on which detectors set their thresholds."""
+    held = resolve(check_scenario({**SCENARIO, "data": {**SCENARIO["data"], "reserve": 200}})).dataset.reserve
+    assert held is not None
+    return held
+
+
 def subject(link: TrainedLink, others: Mapping[str, TrainedLink] | None = None, **changes: Any) -> LinkSubject:
     return LinkSubject(link, "label", changes.pop("site", "input"), "l2", 10.0, 10.0, others or {}, SMALL, **changes)
 
@@ -112,16 +122,20 @@ def verdict(link: LinkSubject | Record, name: str) -> tuple[str, str]:
     return check.ask(link)
 
 
+def flagged(judged: LinkSubject) -> dict[str, str]:
+    """What does not pass, but for what is asked of detectors alone."""
+    return {
+        finding.check: f"{finding.verdict}: {finding.evidence}"
+        for family in (GRADIENTS, STRENGTH)
+        for finding in family.examine(judged)
+        if finding.verdict != "passed" and (judged.watched or finding.check not in ("alarm", "weight"))
+    }
+
+
 def test_an_honest_link_is_not_flagged(undefended: TrainedLink) -> None:
     """With its own first neighbour as the source of transferred perturbations."""
     judged = subject(undefended, {"itself": undefended})
-    flagged = {
-        finding.check: finding.evidence
-        for family in (GRADIENTS, STRENGTH)
-        for finding in family.examine(judged)
-        if finding.verdict != "passed"
-    }
-    assert flagged == {}
+    assert flagged(judged) == {}
     assert judged.clean.mean() > 0.9
 
 
@@ -131,13 +145,7 @@ def test_honest_defenses_are_not_flagged(
     defended_links: dict[str, TrainedLink], undefended: TrainedLink, name: str
 ) -> None:
     judged = subject(defended_links[name], {"the undefended link": undefended})
-    flagged = {
-        finding.check: finding.evidence
-        for family in (GRADIENTS, STRENGTH)
-        for finding in family.examine(judged)
-        if finding.verdict != "passed"
-    }
-    assert flagged == {}
+    assert flagged(judged) == {}
     assert judged.clean.mean() > 0.9
     assert judged.half_db > subject(undefended).half_db
 
@@ -242,8 +250,97 @@ def test_a_defense_is_audited_with_what_the_attack_knows_of_it(undefended: Train
     unknown = subject(defended(undefended, squeeze), others)
     assert verdict(unknown, "non_zero")[0] == "failed"
     assert verdict(unknown, "unbounded")[0] == "failed"
-    known = subject(defended(undefended, squeeze, known=True), others)
+    known = subject(defended(undefended, squeeze, known=True), others, declared=True)
     assert known.clean == pytest.approx(unknown.clean)
     told = {name: verdict(known, name)[0] for name in ("attached", "non_zero", "unbounded", "frozen_noise", "transfer")}
     assert set(told.values()) == {"passed"}, told
     assert verdict(known, "equal_to_differences")[0] == "not applicable"
+
+
+def anomalies() -> Any:
+    """A detector whose score has a gradient everywhere."""
+    return find("defense", "symbol_anomaly").model_validate({})
+
+
+def watched(link: TrainedLink, detector: Any, reserve: Split, **changes: Any) -> LinkSubject:
+    behind = defended(link, detector)
+    return subject(behind, {"the link without it": link}, alarms=Alarms(behind, detector, reserve), **changes)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (lambda score: score, "passed"),
+        (lambda score: score.detach(), "failed"),
+        (lambda score: score.round(), "failed"),
+        (lambda score: score + (score.round() - score).detach(), "failed"),
+        (lambda score: score + (0 * score).sqrt(), "failed"),
+    ],
+    ids=["honest", "detached", "rounded", "straight-through", "NaN"],
+)
+def test_planted_masks_of_an_alarm_are_caught(
+    undefended: TrainedLink, reserve: Split, mask: Layer, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = anomalies()
+    score = type(detector).score
+    judged = watched(undefended, detector, reserve)
+    monkeypatch.setattr(type(detector), "score", lambda *given: mask(score(*given)))
+    told, evidence = verdict(judged, "alarm")
+    assert told == expected, evidence
+    # What the link itself says is not touched by it.
+    assert verdict(judged, "non_zero")[0] == "passed"
+
+
+def test_what_no_attack_works_around_has_no_alarm(undefended: TrainedLink) -> None:
+    assert verdict(subject(undefended), "alarm")[0] == "not applicable"
+    assert verdict(subject(undefended), "weight")[0] == "not applicable"
+
+
+def test_an_attack_that_minds_being_flagged_too_much_is_caught(undefended: TrainedLink, reserve: Split) -> None:
+    """Wrong decisions of little confidence are flagged: who shuns that from the start never gets across the border."""
+    confidence: Any = find("defense", "max_softmax").model_validate({"penalty": 10.0})
+    judged = watched(undefended, confidence, reserve)
+    assert verdict(judged, "weight")[0] == "failed"
+    assert verdict(judged, "unbounded")[0] == "passed"
+    several = replace(judged, weighs=True)
+    assert {verdict(several, name)[0] for name in ("weight", "more_steps", "more_restarts")} == {"not applicable"}
+
+
+def test_a_vote_is_judged_by_what_it_decides(undefended: TrainedLink) -> None:
+    """At 0 dB single receptions err; a vote of many is right more often, and what an attack takes from it is found all
+    the same. What masks the decoder masks the vote."""
+    vote: Any = find("defense", "reception_vote").model_validate({"n": 100, "n0": 10})
+    single = replace(subject(undefended), snr_db=0.0)
+    voted = replace(subject(defended(undefended, vote)), snr_db=0.0)
+    assert set(voted.clean) <= {0.0, 1.0}
+    assert voted.clean.mean() > single.clean.mean()
+    told = {name: verdict(voted, name)[0] for name in ("attached", "non_zero", "unbounded", "noise", "last_iterate")}
+    assert set(told.values()) == {"passed"}, told
+    masked = subject(defended(masked_decision(undefended, lambda logits: 1e3 * logits), vote))
+    assert verdict(masked, "unbounded")[0] == "failed"
+
+
+def own(link: TrainedLink, kind: str, **options: Any) -> LinkSubject:
+    """With an attack of the scenario, which is repeated in place of PGD."""
+    judged = subject(link)
+    return replace(judged, own=Iterated("'mine'", judged.attack(kind, **options)))
+
+
+def test_an_attack_of_the_scenario_that_stops_too_early_is_caught(undefended: TrainedLink) -> None:
+    """Eight steps of a twelfth of the radius do not reach its surface, sixteen do. Forty of PGD's own length have
+    settled."""
+    told, evidence = verdict(own(undefended, "pgd", steps=8, step_size=0.08), "more_steps")
+    assert told == "failed", evidence
+    assert "16 steps of 'mine' take" in evidence
+    told, evidence = verdict(own(undefended, "pgd", steps=40), "more_steps")
+    assert told == "passed", evidence
+
+
+def test_long_attacks_are_repeated_on_fewer_images(undefended: TrainedLink) -> None:
+    def images(**options: int) -> int:
+        whole = replace(own(undefended, "apgd", **options), effort=Effort())
+        return whole.repeated.effort.images
+
+    assert images(steps=40) == 100
+    assert images(steps=50) == 80
+    assert images(steps=50, restarts=4) == 50

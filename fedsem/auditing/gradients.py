@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedsem.auditing.finding import Family, Outcome
 from fedsem.auditing.subject import LinkSubject, Slope
+from fedsem.evaluation.problem import LinkProblem
 from fedsem.hooks.evasion import Perturbation, Problem
 from fedsem.hooks.evasion_losses import Loss, margin_to, objective
 from fedsem.reporting.findings import Verdict
@@ -37,9 +38,9 @@ def attached(subject: LinkSubject) -> Outcome:
     Square and transfer. It is not judged where the scenario's attack declares such an estimate, `defense: adaptive`."""
     if not subject.attached:
         return "failed", f"The loss of '{subject.task}' does not depend on the signal for automatic differentiation."
-    if subject.link.known:
+    if subject.declared:
         return "passed", DECLARED
-    slope, differences = _compared(subject)
+    slope, differences = _compared(subject, _outputs(subject))
     share = _share((slope.norms > 0) & (differences[0] == 0))
     verdict: Verdict = "suspicious" if share >= FEW else "passed"
     return verdict, f"{share:.0%} of the images have a gradient although a step along it changes nothing."
@@ -75,10 +76,10 @@ def equal_to_differences(subject: LinkSubject) -> Outcome:
     outputs do not change at all belong to `attached`."""
     if not subject.attached:
         return "not applicable", "There is no gradient."
-    if subject.link.known:
+    if subject.declared:
         return "not applicable", DECLARED
-    slope, differences = _compared(subject)
-    wrong = torch.stack([(found / slope.norms.clamp_min(1e-300) - 1).abs() for found in differences]).amin(0)
+    slope, differences = _compared(subject, _outputs(subject))
+    wrong = _off(slope, differences)
     moving = (slope.norms > 0) & (differences[0] != 0) & wrong.isfinite()
     if not bool(moving.any()):
         return "not applicable", "No step changes any output."
@@ -101,9 +102,40 @@ def unsaturated(subject: LinkSubject) -> Outcome:
     return _by_share(share), f"{share:.0%} of the images; 1 - p of the true class is 10^{median:.1f} in the median."
 
 
-def _compared(subject: LinkSubject) -> tuple[Slope, list[Tensor]]:
-    """Slope of the outputs, off the ties of the clean signal, and central differences along it, for each step."""
-    of, at = _outputs(subject), subject.lifted
+@GRADIENTS.check("a detector that attacks work around")
+def alarm(subject: LinkSubject) -> Outcome:
+    """What an attack works around is what raises the alarm: the detector's score depends on the signal, and its
+    gradient is finite, not zero, and equal to its central differences within 5 %. A score without gradient, or one that
+    is not finite for any image, fails; otherwise it is suspicious where 10 % of the images have none or another, and
+    failed from 50 % on. What gets past such an alarm says nothing of what could."""
+    if not subject.watched:
+        return "not applicable", "No detector is worked around."
+    slope, differences = _compared(subject, _suspicion)
+    if not slope.attached:
+        return "failed", "The detector's score does not depend on the signal for automatic differentiation."
+    if lost := _share(~slope.gradient.flatten(1).isfinite().all(1)):
+        return "failed", f"{lost:.0%} of the images have a gradient of the score that is NaN or infinite."
+    wrong = _off(slope, differences)
+    share = _share((slope.norms == 0) | ~(wrong <= AGREE))
+    evidence = f"{share:.0%} of the images have a gradient of the score that is zero or off by more than {AGREE:.0%}"
+    return _by_share(share), f"{evidence}; its median norm is {_median(slope.norms):.2g}."
+
+
+def _off(slope: Slope, differences: list[Tensor]) -> Tensor:
+    """Relative error of the best of the differences, (N,)."""
+    return torch.stack([(found / slope.norms.clamp_min(1e-300) - 1).abs() for found in differences]).amin(0)
+
+
+def _suspicion(problem: Problem, delta: Perturbation, step: int, index: slice) -> Tensor:
+    """How far a detector's score lies above its threshold, (B,)."""
+    assert isinstance(problem, LinkProblem)
+    return problem.suspicion(delta, step, index)
+
+
+def _compared(subject: LinkSubject, of: Loss) -> tuple[Slope, list[Tensor]]:
+    """Slope of what an attack follows, off the ties of the clean signal, and central differences along it, for each
+    step."""
+    at = subject.lifted
     slope = subject.slope(of, at)
     unit = slope.gradient.double() / slope.norms.clamp_min(1e-300).view(-1, *[1] * (slope.gradient.dim() - 1))
     differences = []

@@ -130,13 +130,14 @@ def achieved_psr(record: Record) -> Outcome:
 
 @RECORDS.check("noise beside an attack on an accuracy")
 def noise_of_equal_power(record: Record) -> Outcome:
-    """No attack in the table takes less accuracy than Gaussian noise of the PSR that it achieved. A point less, and an
-    interval that leaves out 0, is suspicious; an interval all above a point fails. Attacks that know neither the link
-    nor the signal, which noise may well beat, are left out."""
+    """No attack in the table takes less accuracy than Gaussian noise of the PSR that it achieved. More than a point
+    less is suspicious, and an interval all above a point fails. Attacks that know neither the link nor the signal,
+    which noise may well beat, are left out."""
     rows = record.measured[(record.measured["metric"] == "accuracy_vs_noise") & record.measured["norm"].notna()]
     if rows.empty:
         return "not applicable", "No noise stands beside an attack on an accuracy."
-    worst = _row(rows, "ci_low")
+    sure = rows[rows["ci_low"] > POINT]
+    worst = _row(rows if sure.empty else sure, "value")
     gain = (float(worst["value"]), float(worst["ci_low"]), float(worst["ci_high"]))
     where = f"'{worst['attack']}' at PSR {worst['psr_db']:g} dB"
     return beaten(gain), f"Noise of its power takes {shown(gain)} more than {where}; no other of {len(rows)} is worse."

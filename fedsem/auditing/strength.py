@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from fedsem.auditing.finding import POINT, Family, Outcome, beaten, difference, shown
-from fedsem.auditing.subject import CHOSEN, LEAST_DB, MOST_DB, LinkSubject
+from fedsem.auditing.finding import Family, Outcome, beaten, difference, shown
+from fedsem.auditing.subject import LEAST_DB, MOST_DB, LinkSubject
 from fedsem.hooks.evasion_losses import measure, objective
 from fedsem.reporting.findings import Verdict
 from fedsem.units import to_db
 
 STRENGTH: Family[LinkSubject] = Family(
     "Attacks",
-    "PGD is run anew on some test images, at the PSR where it leaves half of the clean accuracy (0 dB where it never "
-    "does), and set beside what must be weaker, stronger or harmless (Carlini et al., On Evaluating Adversarial "
-    "Robustness, 2019). Differences are paired over images, and every perturbation is heard through the same channel "
-    "draws. What does more harm than it should is suspicious where that is more than a point and its interval leaves "
-    "out 0, and failed where all of its interval is above a point.",
+    "PGD is run anew on some test images, at the PSR where it leaves half of the clean accuracy (0 dB where it "
+    "never does), and set beside what must be weaker, stronger or harmless (Carlini et al., On Evaluating "
+    "Adversarial Robustness, 2019). Differences are paired over images, and every perturbation is heard through "
+    "the same channel draws. What does more harm than it should passes up to a point on average; above, it is "
+    "suspicious, and failed where all of the 95 % interval lies above a point.\n\nBehind a detector that attacks "
+    "work around PGD is the worst of three for each image, with weights of 0, 1 and 10 on not being flagged, and "
+    "what is flagged counts as right. Behind a vote over receptions the vote is what counts; of noisy copies each"
+    " counts by itself. Where a random transform is encoded again for every draw, a quarter of the images is "
+    "attacked, with half of the draws.",
 )
 CENTRAL = (0.2, 0.8)
 """Accuracies between which convergence is judged: elsewhere nothing is left to change."""
@@ -32,12 +34,13 @@ TRANSFERRED = 2
 
 @STRENGTH.check("a gradient and a classification task")
 def unbounded(subject: LinkSubject) -> Outcome:
-    """With all the power there is (PSR +20 dB: any picture can be made any other) PGD brings accuracy down to chance or
-    below. Half of the clean accuracy or more fails: the attack does not find what is certainly there. Between that and
-    chance plus five points it is suspicious."""
+    """With all the power there is (PSR +20 dB: any picture can be made any other, which a detector flags no more
+    often than it raises false alarms) PGD brings accuracy down to chance or below. Half of the clean accuracy or more
+    fails: the attack does not find what is certainly there. Between that and chance plus five points it is suspicious.
+    """
     if reason := _inapplicable(subject):
         return "not applicable", reason
-    left = float(subject.climbed(MOST_DB).mean())
+    left = float(subject.overwhelmed.mean())
     evidence = (
         f"PGD at PSR +{MOST_DB:g} dB leaves {left:.3f} of {subject.clean.mean():.3f}; chance: {subject.chance:.3f}."
     )
@@ -51,22 +54,21 @@ def frozen_noise(subject: LinkSubject) -> Outcome:
     over it too."""
     if reason := _inapplicable(subject):
         return "not applicable", reason
-    attack = subject.attack("pgd", steps=subject.effort.steps)
-    quiet = subject.problem(MOST_DB, attack).quiet()
+    quiet = subject.problem(MOST_DB).quiet()
     first, second = (measure(quiet, subject.nothing, 0, objective) for _ in range(2))
     moved = float((first != second).double().mean())
-    left = float(subject.right(attack.perturb(quiet, subject.stream("quiet")), quiet).mean())
+    left = float(subject.right(subject.steepest(quiet, subject.effort.few_steps), quiet).mean())
     verdict = "failed" if moved else _down_to_chance(subject, left)
     return verdict, f"{moved:.0%} of the images have another loss when asked again; PGD leaves {left:.3f}."
 
 
 @STRENGTH.check("a gradient and a classification task")
 def negligible(subject: LinkSubject) -> Outcome:
-    """At PSR -60 dB an attack changes nothing: what it takes there would be luck with the draws that it is scored by. A
-    point or more, beyond its interval, fails."""
+    """At PSR -60 dB an attack changes nothing: what it takes there would be luck with the draws that it is scored by.
+    More than a point is suspicious, and an interval all above it fails."""
     if reason := _inapplicable(subject):
         return "not applicable", reason
-    gain = difference(subject.clean, subject.climbed(LEAST_DB))
+    gain = difference(subject.clean, subject.searched(LEAST_DB))
     return beaten(gain), f"PGD at PSR {LEAST_DB:g} dB takes {shown(gain)}."
 
 
@@ -77,7 +79,7 @@ def last_iterate(subject: LinkSubject) -> Outcome:
     if reason := _inapplicable(subject):
         return "not applicable", reason
     once = subject.right(subject.perturbation("fgsm", subject.half_db))
-    gain = difference(subject.climbed(subject.half_db), once)
+    gain = difference(subject.climbed, once)
     return beaten(gain), f"{_at(subject)} FGSM takes {shown(gain)} more than PGD."
 
 
@@ -89,7 +91,7 @@ def square(subject: LinkSubject) -> Outcome:
     queries = subject.effort.queries
     options: dict[str, Any] = {"queries": queries, "draws": subject.effort.draws}
     asked = subject.right(subject.perturbation("square", subject.half_db, **options))
-    gain = difference(subject.climbed(subject.half_db), asked)
+    gain = difference(subject.climbed, asked)
     return beaten(gain), f"{_at(subject)} Square with {queries} queries takes {shown(gain)} more than PGD."
 
 
@@ -104,7 +106,7 @@ def transfer(subject: LinkSubject) -> Outcome:
     gains = {}
     for name, link in list(subject.others.items())[:TRANSFERRED]:
         there = subject.perturbation("pgd", subject.half_db, link, steps=subject.effort.steps)
-        gains[name] = difference(subject.climbed(subject.half_db), subject.right(there))
+        gains[name] = difference(subject.climbed, subject.right(there))
     name, gain = max(gains.items(), key=lambda item: item[1][0])
     return beaten(gain), f"{_at(subject)} what was made on {name} takes {shown(gain)} more than PGD."
 
@@ -114,34 +116,51 @@ def noise(subject: LinkSubject) -> Outcome:
     """Gaussian noise of the same PSR takes no more accuracy than PGD."""
     if reason := _inapplicable(subject):
         return "not applicable", reason
-    gain = difference(subject.climbed(subject.half_db), subject.right(subject.noise(subject.half_db)))
+    gain = difference(subject.climbed, subject.right(subject.noise(subject.half_db)))
     return beaten(gain), f"{_at(subject)} noise takes {shown(gain)} more than PGD."
+
+
+@STRENGTH.check("a detector that attacks work around, and a classification task")
+def weight(subject: LinkSubject) -> Outcome:
+    """An attack that works around a detector minds being flagged as much as does most harm: the worst of PGD with
+    weights of 0, 1 and 10 takes no more than PGD with the detector's own `penalty`, which every attack of the
+    scenario has but `standard`, that tries several."""
+    if reason := _inapplicable(subject):
+        return "not applicable", reason
+    if not subject.watched:
+        return "not applicable", "No detector is worked around."
+    if subject.weighs:
+        return "not applicable", "The scenario's attack tries several weights itself."
+    gain = difference(subject.heeding, subject.climbed)
+    return beaten(gain), f"{_at(subject)} the worst of three weights takes {shown(gain)} more than the detector's own."
 
 
 @STRENGTH.check("a gradient, a classification task, and an accuracy under PGD of 20 to 80 %")
 def more_steps(subject: LinkSubject) -> Outcome:
-    """Twice as many steps change the accuracy under PGD by less than a point. It is suspicious where all of the
-    interval is above: the figure is then no worst case."""
-    if reason := _inapplicable(subject) or _not_central(subject):
+    """Twice as many steps change the accuracy under the scenario's own attack by no more than a point: else the figure
+    is no worst case. It is the one of most steps that aims at this task and site and knows most of the defense,
+    with its own options (of `standard` the APGD that it begins with); where the scenario has none, PGD of 40 steps (on
+    the quickstart's link 40 steps took 1.2 points more than 20, 80 steps 0.2 more than 40). An attack of many steps is
+    run again on fewer images, 50 at least."""
+    if reason := _inapplicable(subject) or _several(subject) or _not_central(subject):
         return "not applicable", reason
-    steps = subject.effort.steps
-    gain = difference(subject.climbed(subject.half_db), subject.climbed(subject.half_db, 2 * steps))
-    return _converged(gain), f"{_at(subject)} {2 * steps} steps take {shown(gain)} more than {steps}."
+    few, at, attack = subject.repeated, subject.half_db, subject.iterated
+    gain = difference(few.right(few.run(at)), few.right(few.run(at, steps=2 * attack.steps)))
+    told = f"{2 * attack.steps} steps of {attack.name} take {shown(gain)} more than {attack.steps}"
+    return beaten(gain), f"{_at(subject)} {told}{_of_fewer(subject)}."
 
 
 @STRENGTH.check("a gradient, a classification task, and an accuracy under PGD of 20 to 80 %")
 def more_restarts(subject: LinkSubject) -> Outcome:
-    """A second run of PGD, from a random point of the ball, changes accuracy by less than a point, where each image
-    keeps the worse of both, chosen by draws that do not score it."""
-    if reason := _inapplicable(subject) or _not_central(subject):
+    """Twice as many runs of the same attack, from other random points of the ball, change accuracy by no more than a
+    point, where each image keeps the worse of both halves, chosen by draws that do not score it."""
+    if reason := _inapplicable(subject) or _several(subject) or _not_central(subject):
         return "not applicable", reason
-    runs = [subject.steepest(subject.half_db)]
-    runs.append(subject.perturbation("pgd", subject.half_db, steps=subject.effort.steps, random_start=True))
-    chosen = np.stack([subject.right(run, draws=CHOSEN) for run in runs]).argmin(0)
-    scored = np.stack([subject.right(run) for run in runs])
-    worse = np.take_along_axis(scored, chosen[None], 0)[0]
-    gain = difference(scored[0], worse)
-    return _converged(gain), f"{_at(subject)} the worse of two runs takes {shown(gain)} more than one."
+    few, at = subject.repeated, subject.half_db
+    again = few.run(at, "again", **few.iterated.anywhere)
+    gain = difference(few.right(few.run(at)), few.right(few.worst([few.run(at), again])))
+    told = f"the worse of two runs of {subject.iterated.name} takes {shown(gain)} more than one"
+    return beaten(gain), f"{_at(subject)} {told}{_of_fewer(subject)}."
 
 
 @STRENGTH.check("a gradient")
@@ -149,10 +168,10 @@ def within_budget(subject: LinkSubject) -> Outcome:
     """Every image's perturbation has at most the PSR that it was granted, beyond rounding."""
     if not subject.attached:
         return "not applicable", "There is no gradient."
-    psr_db = subject.half_db if subject.classifies else 0.0
-    excess = float((to_db(subject.achieved(subject.steepest(psr_db)).double().clamp_min(1e-30)) - psr_db).max())
+    achieved = to_db(subject.achieved(subject.strongest).double().clamp_min(1e-30))
+    excess = float((achieved - subject.half_db).max())
     verdict: Verdict = "failed" if excess > ROUNDING_DB else "passed"
-    return verdict, f"The strongest of PGD at PSR {psr_db:g} dB has {excess:+.4f} dB beside it."
+    return verdict, f"The strongest of PGD at PSR {subject.half_db:g} dB has {excess:+.4f} dB beside it."
 
 
 def _inapplicable(subject: LinkSubject) -> str:
@@ -162,8 +181,15 @@ def _inapplicable(subject: LinkSubject) -> str:
     return "" if subject.attached else "There is no gradient."
 
 
+def _several(subject: LinkSubject) -> str:
+    """Why an attack cannot be repeated by itself; empty where it can."""
+    if subject.watched and subject.weighs:
+        return "The scenario's attack is the worst of several weights on not being flagged, none of which stands alone."
+    return ""
+
+
 def _not_central(subject: LinkSubject) -> str:
-    left = float(subject.climbed(subject.half_db).mean())
+    left = float(subject.climbed.mean())
     return "" if CENTRAL[0] <= left <= CENTRAL[1] else f"{_at(subject)} PGD leaves {left:.3f}: nothing is in between."
 
 
@@ -173,9 +199,10 @@ def _down_to_chance(subject: LinkSubject, left: float) -> Verdict:
     return "suspicious" if left > subject.chance + NEAR else "passed"
 
 
-def _converged(gain: tuple[float, float, float]) -> Verdict:
-    """What it means that more of the same attack takes more."""
-    return "suspicious" if gain[1] > POINT else "passed"
+def _of_fewer(subject: LinkSubject) -> str:
+    """On how many images an attack was repeated, where that is not all of them."""
+    images = subject.repeated.effort.images
+    return "" if images == subject.effort.images else f", of {images} images"
 
 
 def _at(subject: LinkSubject) -> str:

@@ -49,8 +49,12 @@ class Alarm:
     def excess(self, heard: Tensor) -> Tensor:
         """How far each reception is above the threshold, (..., B), in standard deviations of clean scores;
         differentiable."""
+        return self.distance(heard).clamp_min(0)
+
+    def distance(self, heard: Tensor) -> Tensor:
+        """The same, negative below the threshold."""
         score = self.detector.score(self.listener.decoder, heard, self.fitted)
-        return ((score - self.threshold) / self.spread).clamp_min(0)
+        return (score - self.threshold) / self.spread
 
 
 class Alarms:

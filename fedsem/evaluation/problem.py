@@ -172,6 +172,17 @@ class LinkProblem:
                 costs.append(alarm.excess(self._heard(listener, sent, self._realisation(listener, step, index), delta)))
         return self._penalty * torch.cat(costs).mean(0) if costs else 0.0
 
+    def suspicion(self, delta: Perturbation, step: int, index: slice = slice(None)) -> Tensor:
+        """How far above the detector's threshold each row's receptions are, the mean over draws and the listeners that
+        it watches, (B,), in standard deviations of clean scores; negative below it. Differentiable."""
+        sent = self._sent(delta, step, index)
+        distances = [
+            alarm.distance(self._heard(listener, sent, self._realisation(listener, step, index), delta))
+            for listener in self.weights
+            if (alarm := self._alarm(listener)) is not None
+        ]
+        return torch.cat(distances).mean(0)
+
     @property
     def watched(self) -> bool:
         """Whether there is a detector that the adversary knows and works around."""
