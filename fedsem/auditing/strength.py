@@ -190,7 +190,9 @@ def _several(subject: LinkSubject) -> str:
 
 def _not_central(subject: LinkSubject) -> str:
     left = float(subject.climbed.mean())
-    return "" if CENTRAL[0] <= left <= CENTRAL[1] else f"{_at(subject)} PGD leaves {left:.3f}: nothing is in between."
+    if CENTRAL[0] <= left <= CENTRAL[1]:
+        return ""
+    return f"{_at(subject)} PGD leaves {left:.3f}, which {subject.iterated.name} need not be repeated for."
 
 
 def _down_to_chance(subject: LinkSubject, left: float) -> Verdict:
