@@ -13,9 +13,9 @@ from .distances import combination, norms, products
 @register("aggregator", "fltrust")
 class FlTrust(Aggregator):
     """sum_i t_i (|g| / |delta_i|) delta_i / sum_i t_i with trust t_i = max(0, cos(delta_i, g)) and g what the server
-    learnt on its own clean data (Cao et al., FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping,
-    2021). It withstands any number of malicious updates, if the server's data are like the receivers'. How much a
-    receiver counts does not matter. Where nobody is trusted, the result is zero."""
+    learnt on `data.reserve`, clean images of its own (Cao et al., FLTrust: Byzantine-robust Federated Learning via
+    Trust Bootstrapping, 2021). It withstands any number of malicious updates, if the server's data are like the
+    receivers'. How much a receiver counts does not matter. Where nobody is trusted, the result is zero."""
 
     @property
     def needs_root(self) -> bool:

@@ -37,9 +37,9 @@ class NeuralCleanse(Repair):
         images: in each step.
         rate: Adam's, for the trigger.
         cost: lambda in the first step.
-        success: see above.
-        patience: see above.
-        factor: see above.
+        success: share of the receptions of a step that must be taken for the class.
+        patience: steps in a row after which lambda changes.
+        factor: by which lambda grows then, and by whose power 1.5 it falls.
         flag: anomaly index from which a class is suspicious.
         share: of the images that carry a trigger while the link learns on.
     """

@@ -16,9 +16,9 @@ from fedsem.registry import register
 
 @register("defense", "random_resize_pad")
 class RandomResizePad(Transform):
-    """The image is shrunk to a random size (bilinear) and put at a random place of a black image of the old size, anew
-    for each reception (Xie et al., Mitigating Adversarial Effects Through Randomization, 2018; there the image grows,
-    which an encoder of images of one size does not allow).
+    """u -> pad(resize(u, s)): the image is shrunk to a random size s (bilinear) and put at a random place of a black
+    image of the old size, anew for each reception (Xie et al., Mitigating Adversarial Effects Through Randomization,
+    2018; there the image grows, which an encoder of images of one size does not allow).
 
     An adversary who knows it differentiates through it.
 

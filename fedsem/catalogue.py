@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,13 @@ from fedsem.strict import attributes
 
 ROOT = Path(__file__).parents[1]
 HOOKS = "fedsem.hooks."
+DEFENSES = ("defense", "aggregator", "pre_aggregator")
+"""Groups of plug-ins that stand against an adversary."""
+COSTS = ROOT / "results" / "reference" / "defense_costs.csv"
+"""What `python -m benchmarks costs` measured. An installed copy of fedsem has no such file: there, as for a defense
+that it does not name, the page says that costs are not measured."""
+METRICS = {"accuracy": ("accuracy", "%", "points"), "psnr_db": ("PSNR", "dB", "dB")}
+"""Metrics of `COSTS`: what they are called, their units, and those of their changes."""
 
 PAGES = {
     "attacks.md": (
@@ -40,11 +48,13 @@ Attacks at test time are then named in `evaluation.grids`, attacks in training i
 against malicious updates is on [another page](defenses.md).""",
     ),
     "defenses.md": (
-        ("defense", "aggregator", "pre_aggregator"),
+        DEFENSES,
         """# Defenses
 
 The defenses that come with fedsem, by the hook at which they act: how the server combines the receivers' updates, what
-it does to them before, what receivers train on, and what they minimise.
+it does to them before, what receivers train on, and what they minimise; then what repairs a trained link, transforms
+its signals, watches it, lets receptions vote, or certifies it. What each costs stands beside it, and
+[in a table](#what-they-cost).
 
 ```yaml
 federation:
@@ -53,7 +63,10 @@ federation:
   aggregator: {kind: trimmed_mean, f: 2}
 defenses:
   hard: {kind: adversarial_training, norm: linf, psr_db: -15}
-use: {defenses: [hard]}
+  squeezed: {kind: feature_squeezing}
+use: {defenses: [hard]}                                       # in training
+evaluation:
+  grids: [{snr_db: [10], defenses: [none, squeezed]}]         # on the trained link
 ```
 
 Updates are differences from the weights that the receivers got, of each group apart: the shared encoder, and the
@@ -114,6 +127,9 @@ def page(name: str) -> str:
             lines = [_written(cls, name) for name in cls.model_fields if name in own[cls]]
             parts += [f"### `{cls.kind}`", summary(cls), known(cls)]
             parts += ["Options:", "\n".join(lines)] if lines else []
+            parts += costs(cls) if cls.group in DEFENSES else []
+    if groups == DEFENSES:
+        parts += _cost_table()
     if not groups:
         parts += [text for family in (RECORDS, GRADIENTS, STRENGTH) for text in _checks(family)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -161,6 +177,81 @@ def known(cls: type[Options]) -> str:
     levels: Mapping[str, tuple[str, ...]] = getattr(cls, "knows", {})
     told = [f"{what} {' or '.join(f'`{level}`' for level in some)}" for what, some in levels.items()]
     return f"What it knows (the first of each is its default): {', '.join(told)}." if told else ""
+
+
+def measured() -> dict[tuple[str, str], list[dict[str, str]]]:
+    """Rows of `COSTS` by group and name of the plug-in; none where the file is not there."""
+    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    if COSTS.is_file():
+        with COSTS.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                found.setdefault((row["group"], row["kind"]), []).append(row)
+    return found
+
+
+def costs(cls: type[Options]) -> list[str]:
+    """What a defense costs, a paragraph for each way in which it was measured."""
+    told = []
+    for row in measured().get((cls.group, cls.kind), []):
+        options = f" ({row['options']})" if row["options"] else ""
+        what = f"{_times(row['time_ratio'])} times the CPU time of {row['timed']}"
+        if row["combining_ratio"]:
+            what += f" (the server's part: {_times(row['combining_ratio'])} times FedAvg's)"
+        told.append(f"[Costs](#what-they-cost){options}: {what}; {_paid(row)}.")
+    return told or ["Costs: not measured."]
+
+
+def _cost_table() -> list[str]:
+    """All costs in a table, with what they were measured on."""
+    every = [row for rows in measured().values() for row in rows]
+    if not every:
+        return []
+    loads = sorted(float(row["load"]) for row in every)
+    opening = (
+        "`python -m benchmarks costs` measures CPU time over that of the same without the defense, and what becomes of "
+        "the link where nobody attacks: its accuracy (`median_smoothing`: PSNR) minus that of the undefended link, "
+        "with a 95 % interval, paired over images and channel draws. It holds the chance of images and channels, not "
+        "that of training: `fedavg`'s row, the same training with another seed, shows how much that is, and smaller "
+        "differences mean little. Trainings are short, and a defense with which a link learns more slowly pays for "
+        "that: adversarial training loses far less in the longer one, of a CNN, in "
+        "`results/reference/adversarial_training`. The server's part is the time that it combines updates for, over "
+        "FedAvg's. Beside a larger encoder, what defenses at test time add weighs less; votes take as many "
+        "transmissions as receptions besides. Options are the defaults where none are told. "
+        f"Machine: {every[0]['machine']}; load average {loads[0]:.1f} to {loads[-1]:.1f}, of which the benchmark is 1. "
+        "Measured on:"
+    )
+    sizes: dict[str, dict[str, str]] = {}
+    for row in every:
+        name, unit, _ = METRICS[row["metric"]]
+        sizes.setdefault(row["size"], {})[name] = f"{name} {float(row['undefended']):.1f} {unit}"
+    where = [f"- {size}; undefended: {', '.join(found.values())}" for size, found in sizes.items()]
+    lines = [
+        "| defense | options | CPU time over that of | ratio | server's part | clean link |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in every:
+        server = _times(row["combining_ratio"]) if row["combining_ratio"] else ""
+        cells = (f"`{row['kind']}`", row["options"], row["timed"], _times(row["time_ratio"]), server, _paid(row))
+        lines.append(f"| {' | '.join(cells)} |")
+    return ["## What they cost", opening, "\n".join(where), "\n".join(lines)]
+
+
+def _paid(row: Mapping[str, str]) -> str:
+    """What becomes of the link."""
+    name, unit, of_change = METRICS[row["metric"]]
+    change, low, high = (float(row[key]) for key in ("change", "ci_low", "ci_high"))
+    # Plus zero: a change that is rounded to zero has no sign.
+    told = f"{name} {round(change, 1) + 0:+.1f} {of_change} [{low:.1f}, {high:.1f}]"
+    told += f" from {float(row['undefended']):.1f} {unit}"
+    if change == low == high == 0:
+        told = f"{name} as it is"
+    return told + (f", {float(row['flagged']):.1f} % of clean receptions flagged" if row["flagged"] else "")
+
+
+def _times(ratio: str) -> str:
+    """A ratio with as many digits as it is worth."""
+    value = float(ratio)
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else f"{value:.1g}"
 
 
 def write(folder: Path) -> list[Path]:
