@@ -379,7 +379,9 @@ def test_the_command_says_what_failed_by_its_exit_code(folder: Path) -> None:
     whole.loc[whole["psr_achieved_db"].notna(), "psr_achieved_db"] = -19.0
     table.write(whole, folder)
     done = CliRunner().invoke(app, command)
-    assert (done.exit_code, done.stderr) == (1, "")
+    assert done.exit_code == 1
+    # On a slow machine how far it is stands there, each minute.
+    assert all(line.startswith("auditing ") for line in done.stderr.splitlines())
     lines = done.stdout.splitlines()
     assert lines[0].split()[:3] == ["failed", "achieved", "psr"] or any("achieved psr" in line for line in lines)
     assert any(line.startswith("failed") and "+1.000 dB beside the budget" in line for line in lines)
