@@ -358,10 +358,8 @@ class GradientModel:
     ) -> None:
         self.plan, self.branches = step.plan, step.branches
         self.air, self.snrs, self.dropout = air, snrs, dropout
-        self.transmitter, self.decoders = step.plan.networks(self.branches)
-        self.transmitter.encoder.load_state_dict(step.shared)
-        for branch, decoder in self.decoders.items():
-            decoder.load_state_dict(step.decoders[branch.key])
+        self.transmitter = step.plan.transmitter_with(step.shared)
+        self.decoders = {branch: step.plan.decoder_with(branch, step.decoders[branch.key]) for branch in self.branches}
         self.transmitter.train(dropout is not None)
         modules: Sequence[nn.Module] = [self.transmitter.encoder, *self.decoders.values()]
         self.parameters = [parameter for module in modules for parameter in module.parameters()]

@@ -64,7 +64,8 @@ def _row(group: str, name: str, stack: np.ndarray) -> dict[str, Any]:
     kind = find(group, name)
     assumed = {"f": MALICIOUS} if "f" in kind.model_fields else {}
     made: Any = kind.model_validate({**assumed, **OPTIONS.get(name, {})})
-    work = made.aggregate if group == "aggregator" else made.prepare
+    # As the server does: it writes over the updates that it has.
+    work = made.aggregate if group == "aggregator" else lambda sent: made.prepare(sent, out=sent.deltas)
     row = {"benchmark": "h: aggregators", "variant": name, "memory": _peak(work, stack)}
     if name in PARTS:
         stack = stack[:, : PARAMETERS // PARTS[name]].copy()

@@ -23,5 +23,5 @@ class FineTuning(Repair):
         return made.finished([])
 
     def adaptive(self) -> Mapping[str, Any] | None:
-        """A trigger all over the image: the one that a few clean images cover least."""
+        """A trigger all over the image."""
         return {"kind": "blend"}

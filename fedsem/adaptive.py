@@ -100,11 +100,13 @@ def knows(attack: Evasion, defenses: Sequence[Defense]) -> bool:
     return _plainly(attack) in [_plainly(one) for one in knowing(defenses, attack) or []]
 
 
-def planted(attack: Backdoor, defenses: Sequence[Defense]) -> bool:
-    """Whether a backdoor is what each of these defenses says knows it; not where there is none."""
-    said = [defense.adaptive() for defense in defenses]
-    alike = [one is not None and {"kind": attack.kind, **attack.model_dump()}.items() >= one.items() for one in said]
-    return bool(alike) and all(alike)
+def planted(attack: Backdoor, scenario: Scenario, behind: Defense | None) -> bool:
+    """Whether a backdoor is what all that stands against it says knows it: the aggregator, where it defends, the
+    defenses in use, and that of the trained link; not where nothing stands there."""
+    said: list[Mapping[str, Any] | None] = [one for _, one in _ruling(scenario) if one is not None]
+    said += [defense.adaptive() for defense in [*_used(scenario), *([] if behind is None else [behind])]]
+    written = {"kind": attack.kind, **attack.model_dump()}
+    return bool(said) and all(one is not None and written.items() >= one.items() for one in said)
 
 
 def _plainly(attack: Evasion) -> Evasion:
@@ -134,26 +136,30 @@ def _beside(grid: Grid, scenario: Scenario, path: str) -> str:
     return next((name for name, one in evasions.items() if one.kind == "standard"), next(iter(evasions)))
 
 
+def _ruling(scenario: Scenario) -> list[tuple[Defense, Mapping[str, Any] | None]]:
+    """The aggregator, if there is one, with what it says knows it; averaging says nothing, but what comes before a rule
+    makes a defense of it, and the line search goes through both."""
+    federation = scenario.federation
+    if federation.kind != "flower":
+        return []
+    rule = federation.aggregator
+    return [(rule, Aggregator.adaptive(rule) if federation.pre_aggregators else rule.adaptive())]
+
+
 def _in_training(scenario: Scenario) -> list[TrainingAttack]:
     """What the aggregator, the defenses in use and those of a trained link say knows them in training."""
-    federation = scenario.federation
-    rule = [federation.aggregator] if federation.kind == "flower" else []
     after = dict.fromkeys(name for grid in scenario.evaluation.grids for name in grid.defenses if name != "none")
-    defenses: list[Defense] = [*rule, *_used(scenario), *(scenario.defenses[name] for name in after)]
+    defenses = [*_used(scenario), *(scenario.defenses[name] for name in after)]
+    saying = [*_ruling(scenario), *((defense, defense.adaptive()) for defense in defenses)]
     found: list[TrainingAttack] = []
-    for defense in defenses:
-        # What comes before a rule makes a defense of an average too; the line search goes through both.
-        if isinstance(defense, Aggregator) and federation.pre_aggregators:
-            said = Aggregator.adaptive(defense)
-        else:
-            said = defense.adaptive()
+    for defense, said in saying:
         cls = None if said is None else _attack(said, defense)
         if said is not None and cls is not None and issubclass(cls, TrainingAttack):
             one = cls.model_validate({**_when(scenario, cls), **{k: v for k, v in said.items() if k != "kind"}})
             if one not in found:
                 found.append(one)
     if not found:
-        names = " and ".join(f"'{defense.kind}'" for defense in defenses) or "nothing"
+        names = " and ".join(f"'{defense.kind}'" for defense, _ in saying) or "nothing"
         raise NothingKnown(
             f"In the scenario, 'use.attacks': '{ADAPTIVE}' stands for the attack in training that knows the aggregator "
             f"and the defenses in use, and {names} names none; leave it out here."

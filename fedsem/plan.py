@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -169,11 +169,18 @@ class Plan:
         with torch.random.fork_rng(devices=[]):
             return self.new_transmitter(), {branch: self.new_decoder(branch) for branch in self.branches}
 
-    def networks(self, branches: Iterable[Branch]) -> tuple[Transmitter, dict[Branch, nn.Module]]:
-        """A transmitter and decoders whose parameters are to be loaded: copies, because drawing initial weights costs a
-        receiver more than a step of training. Leaves torch's global generator alone."""
-        transmitter, decoders = self._networks
-        return copy.deepcopy(transmitter), {branch: copy.deepcopy(decoders[branch]) for branch in branches}
+    # Copies: drawing initial weights that are overwritten at once costs a receiver more than a step of training.
+    def transmitter_with(self, shared: Mapping[str, Tensor]) -> Transmitter:
+        """A transmitter whose encoder has these parameters; torch's global generator stays as it is."""
+        transmitter = copy.deepcopy(self._networks[0])
+        transmitter.encoder.load_state_dict(shared)
+        return transmitter
+
+    def decoder_with(self, branch: Branch, parameters: Mapping[str, Tensor]) -> nn.Module:
+        """A decoder with these parameters; torch's global generator stays as it is."""
+        decoder = copy.deepcopy(self._networks[1][branch])
+        decoder.load_state_dict(parameters)
+        return decoder
 
     def train_snr(self, branch: Branch) -> float | Uniform:
         """Training SNR of a branch: `sensing_snr_db` for sensing channels where it is given."""

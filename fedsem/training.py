@@ -365,11 +365,8 @@ def _chance(device: torch.device) -> tuple[Tensor, ...]:
 
 
 def _networks(plan: Plan, task: ReceiverTask) -> tuple[Transmitter, dict[Branch, nn.Module]]:
-    transmitter, decoders = plan.networks(task.branches)
-    transmitter.encoder.load_state_dict(task.shared)
-    for branch, decoder in decoders.items():
-        decoder.load_state_dict(task.decoders[branch.key])
-    return transmitter, decoders
+    decoders = {branch: plan.decoder_with(branch, task.decoders[branch.key]) for branch in task.branches}
+    return plan.transmitter_with(task.shared), decoders
 
 
 def _optimizer(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -47,12 +47,6 @@ def updates(deltas: np.ndarray, seed: int = 0) -> Updates:
     return Updates(deltas, np.ones(len(deltas)), tuple(range(len(deltas))), stream=Stream(seed), root=root)
 
 
-def prepared(name: str, given: Updates, **options: Any) -> Updates:
-    """What comes out of a pre-aggregator, which writes over the deltas that it is given."""
-    made: Updates = before(name, **options).prepare(replace(given, deltas=given.deltas.copy()))
-    return made
-
-
 def normal(n: int, d: int, seed: int, dtype: Any = np.float32) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return (rng.standard_normal((n, d)) + rng.standard_normal(d)).astype(dtype)
@@ -113,15 +107,14 @@ def test_what_comes_before_is_pure_and_blind_to_order(name: str, n: int, d: int,
     long = rng.integers(n)
     deltas[long] = size * (deltas[long].astype(np.float64) / np.abs(deltas[long]).max())
     sent, kept = updates(deltas), deltas.copy()
-    before(name).mixture(sent)
+    made = before(name).prepare(sent)
     np.testing.assert_array_equal(sent.deltas, kept)
-    made = prepared(name, sent)
     assert made.deltas.dtype == np.float32
     assert np.isfinite(made.deltas).all()
     assert len(made.deltas) == len(made.weights) == before(name).left(n)
     assert made.weights.sum() == pytest.approx(n)
     order = rng.permutation(n)
-    other = prepared(name, permuted(sent, order))
+    other = before(name).prepare(permuted(sent, order))
     expected = made.deltas[order] if made.receivers else made.deltas
     np.testing.assert_allclose(other.deltas, expected, rtol=1e-4, atol=1e-5)
 
@@ -266,21 +259,21 @@ def test_pre_aggregators_are_byzfls(
 ) -> None:
     deltas = normal(n, d, seed, np.float64)
     assumed = {"f": f} if "f" in find("pre_aggregator", name).model_fields else {}
-    made = prepared(name, updates(deltas), **assumed, **options).deltas
+    made = before(name, **assumed, **options).prepare(updates(deltas)).deltas
     np.testing.assert_allclose(made, theirs(f)(deltas.copy()), rtol=1e-9, atol=1e-12)
 
 
 def test_bucketing_takes_means_of_a_shuffle() -> None:
     deltas = np.eye(7)
     sent = replace(updates(deltas), weights=np.arange(1.0, 8))
-    made = prepared("bucketing", sent, size=3)
+    made = before("bucketing", size=3).prepare(sent)
     assert sorted((made.deltas > 0).sum(1).tolist()) == [1, 3, 3]
     np.testing.assert_allclose(made.deltas.sum(1), 1)
     np.testing.assert_allclose(made.weights, (made.deltas > 0) @ sent.weights)
     assert made.receivers == ()
-    other = prepared("bucketing", replace(sent, stream=Stream(1)), size=3)
+    other = before("bucketing", size=3).prepare(replace(sent, stream=Stream(1)))
     assert not np.array_equal(other.deltas, made.deltas)
-    unchanged = prepared("bucketing", sent, size=1)
+    unchanged = before("bucketing", size=1).prepare(sent)
     np.testing.assert_array_equal(unchanged.deltas, sent.deltas)
     assert unchanged.receivers == sent.receivers
 
@@ -377,7 +370,7 @@ def test_foolsgold_remembers_who_was_like_whom() -> None:
             np.testing.assert_allclose(made.delta, rows[~lying].mean(0), rtol=0.05, atol=0.05)
     np.testing.assert_array_equal(memory["receivers"], range(5))
     with pytest.raises(FederationError, match="whose update is which"):
-        rule_.aggregate(prepared("bucketing", sent))
+        rule_.aggregate(before("bucketing").prepare(sent))
 
 
 def adaptive_federated_averaging(rounds: list[np.ndarray], weights: np.ndarray) -> list[np.ndarray]:
@@ -454,7 +447,7 @@ def test_a_bad_reputation_lasts() -> None:
     assert stats.beta.cdf(0.5, 3, 8) < 0.95 < stats.beta.cdf(0.5, 3, 9)
     assert forgiving["counts"][2, 0] > forgiving["counts"][2, 1]
     with pytest.raises(FederationError, match="use no pre-aggregator that merges"):
-        rule("reputation").aggregate(prepared("bucketing", sent))
+        rule("reputation").aggregate(before("bucketing").prepare(sent))
     everybody = replace(sent, memory={**memory, "blocked": np.ones(8, np.int64)})
     kept = rule("reputation").aggregate(everybody).kept
     assert kept is not None
@@ -557,9 +550,16 @@ def test_meamed_is_not_led_by_malicious_receivers_that_send_the_same() -> None:
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_what_comes_before_needs_no_second_stack(name: str) -> None:
+    """Written over what came in, as the server does, it is what it is without."""
     sent = updates(normal(20, 200_000, 0))
+    expected = before(name).prepare(sent)
     tracemalloc.start()
-    before(name).prepare(sent)
+    made = before(name).prepare(sent, out=sent.deltas)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.5 * sent.deltas.nbytes
+    assert np.shares_memory(made.deltas, sent.deltas)
+    np.testing.assert_array_equal(made.deltas, expected.deltas)
+    elsewhere = np.full_like(sent.deltas, np.nan)
+    again = before(name).prepare(updates(normal(20, 200_000, 0)), out=elsewhere)
+    np.testing.assert_array_equal(again.deltas, expected.deltas)

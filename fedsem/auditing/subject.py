@@ -52,6 +52,12 @@ class Effort:
         queries: of Square.
     """
 
+    images: int = 100
+    draws: int = 20
+    climbed: int = 8
+    steps: int = 40
+    queries: int = 1000
+
     @property
     def few_steps(self) -> int:
         """Of PGD where little depends on them: with power without bounds or next to none, and while a PSR is looked
@@ -62,12 +68,6 @@ class Effort:
     def of_chance(self) -> Effort:
         """As much where each draw of a random transform is encoded: fewer images, and draws in each step."""
         return replace(self, images=max(1, self.images // 4), climbed=max(1, self.climbed // 2))
-
-    images: int = 100
-    draws: int = 20
-    climbed: int = 8
-    steps: int = 40
-    queries: int = 1000
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,7 @@ class Triggers:
         assert isinstance(attack, Backdoor)
         attack = attack.model_copy(update={"targets": attack.goals(plan)})
         delta, psr = trigger(attack, self.here)
-        met = [plan.scenario.defenses[used] for used in plan.scenario.use.defenses]
-        met += [] if self.defense is None else [self.defense]
-        knows = ", defense: adaptive" if planted(attack, met) else ""
+        knows = ", defense: adaptive" if planted(attack, plan.scenario, self.defense) else ""
         other = delta if self.there is self.here else trigger(attack, self.there)[0]
         mine = [grid for grid in self.grids if name in grid.attacks]
         tasks = {task for grid in mine for task in grid.tasks or plan.scenario.tasks}

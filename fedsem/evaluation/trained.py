@@ -197,10 +197,8 @@ class TrainedLink:
             shared: parameters of the encoder.
             decoders: for each receiver and branch, the owner of the decoder and its parameters.
         """
-        with torch.random.fork_rng(devices=[]):
-            transmitter = plan.new_transmitter()
+        transmitter = plan.transmitter_with(shared)
         transmitter.precision = "float32"
-        transmitter.encoder.load_state_dict(shared)
         transmitter.eval().requires_grad_(False)
         transmitter.calibrate(plan.some_train_images(4096), plan.scenario.evaluation.batch)
         groups: dict[tuple[str, Branch], dict[str, None]] = {}
@@ -214,9 +212,7 @@ class TrainedLink:
                 parameters[who, branch] = values
         listeners = []
         for (who, branch), named in groups.items():
-            with torch.random.fork_rng(devices=[]):
-                decoder = plan.new_decoder(branch)
-            decoder.load_state_dict(parameters[who, branch])
+            decoder = plan.decoder_with(branch, parameters[who, branch])
             decoder.eval().requires_grad_(False)
             held = frozenset(holders[who, branch])
             listeners.append(Listener(f"{who}/{branch.key}", "+".join(named), branch, decoder, held))

@@ -38,10 +38,7 @@ def watch(plan: Plan, before: FederationState, after: FederationState) -> None:
 def features(plan: Plan, shared: Parameters) -> np.ndarray:
     """What an encoder with these parameters sends for the images of `data.reserve`, (N, nc) float64."""
     assert plan.dataset.reserve is not None, "checked with the scenario"
-    with torch.random.fork_rng(devices=[]):
-        transmitter = plan.new_transmitter()
-    transmitter.encoder.load_state_dict(shared)
-    transmitter.eval()
+    transmitter = plan.transmitter_with(shared).eval()
     images = examples_of(plan.dataset.reserve, plan.device).images.float() / 255
     sent = torch.cat([transmitter.send(part).x for part in images.split(_ROWS)])
     found: np.ndarray = sent.double().cpu().numpy()

@@ -128,23 +128,31 @@ class PreAggregator(Options):
         """Coefficients (`left(n)`, n) float64: the i-th delta that comes out is sum_j c_ij delta_j. Must not change its
         input."""
 
-    def prepare(self, updates: Updates) -> Updates:
-        """The mixed deltas, written over those of `updates`, so that there is never a second stack of them. As many as
-        came in stay with their receivers; fewer have the weights of all that is in them, and no receivers."""
+    def prepare(self, updates: Updates, out: np.ndarray | None = None) -> Updates:
+        """The mixed deltas. As many as came in stay with their receivers; fewer have the weights of all that is in
+        them, and no receivers.
+
+        Args:
+            updates: are not changed, unless `out` is their deltas.
+            out: (n, d), into whose first rows the mixed deltas are written; of the updates themselves, so that there is
+                no second stack of them. None: a new array.
+        """
         mixture, deltas = self.mixture(updates), updates.deltas
         count, factors = len(mixture), mixture.diagonal()
+        made = np.empty((count, deltas.shape[1]), deltas.dtype) if out is None else out[:count]
         if np.array_equal(mixture, np.diag(factors)):
-            for i in np.flatnonzero(factors != 1):
+            for row, delta, factor in zip(made, deltas, factors, strict=True):
                 # A factor too small for the deltas' own type would lose its digits.
-                exact = np.float64 if abs(factors[i]) < np.finfo(deltas.dtype).tiny else deltas.dtype
-                np.multiply(deltas[i], factors[i], out=deltas[i], dtype=exact, casting="same_kind")
+                exact = np.float64 if abs(factor) < np.finfo(deltas.dtype).tiny else deltas.dtype
+                if factor != 1 or out is not deltas:
+                    np.multiply(delta, factor, out=row, dtype=exact, casting="same_kind")
         else:
             for begin in range(0, deltas.shape[1], _WIDTH):
-                part = deltas[:, begin : begin + _WIDTH]
-                part[:count] = mixture @ part.astype(np.float64)
+                columns = slice(begin, begin + _WIDTH)
+                made[:, columns] = mixture @ deltas[:, columns].astype(np.float64)
         if count == len(deltas):
-            return updates
-        return replace(updates, deltas=deltas[:count], weights=(mixture != 0) @ updates.weights, receivers=())
+            return replace(updates, deltas=made)
+        return replace(updates, deltas=made, weights=(mixture != 0) @ updates.weights, receivers=())
 
 
 _WIDTH = 1 << 10
@@ -154,7 +162,7 @@ def combined(rule: Aggregator, before: Sequence[PreAggregator], updates: Updates
     """What a rule makes of deltas that went through pre-aggregators, in their order; these write over the deltas."""
     prepared = updates
     for step in before:
-        prepared = step.prepare(prepared)
+        prepared = step.prepare(prepared, out=prepared.deltas)
     made = rule.aggregate(prepared)
     if len(prepared.deltas) == len(updates.deltas):
         return made
