@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import PositiveFloat
 
-from fedsem.hooks.update import SCALES, Directed, Rows, Seen
+from fedsem.hooks.update import Directed, Rows, Seen
 from fedsem.registry import register
 
 
@@ -30,5 +30,5 @@ class Ipm(Directed):
     def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
         return self.epsilon
 
-    def tried(self) -> Rows:
-        return np.concatenate([SCALES, SCALES - 1])
+    def origins(self) -> tuple[float, ...]:
+        return 0.0, 1.0

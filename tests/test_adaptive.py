@@ -296,7 +296,7 @@ def test_the_search_finds_what_lies_between_the_mean_and_nothing(kind: str, opti
 
     line = [moved(np.repeat(factor * mean[None], 6, 0)) for factor in np.linspace(-2, 1, 61)]
     assert max(line) > 0.02 * np.linalg.norm(mean)
-    assert moved(forged(rule.adaptive(), seen)) >= 0.7 * max(line)  # the search takes steps of sqrt(2)
+    assert moved(forged(rule.adaptive(), seen)) >= 0.85 * max(line)
 
 
 @pytest.mark.parametrize("kind", ["foolsgold", "reputation"])

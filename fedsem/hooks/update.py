@@ -50,8 +50,8 @@ class UpdateAttack(TrainingAttack):
         """
 
 
-SCALES = 2.0 ** np.arange(-8, 8.25, 0.5)
-"""Scales that a search tries, in units of the attack's direction."""
+EXPONENTS = range(-8, 9)
+"""Of two: the scales that a search tries first, in units of the attack's direction."""
 
 
 class Directed(UpdateAttack):
@@ -60,9 +60,10 @@ class Directed(UpdateAttack):
 
     Attributes:
         search: the scale that moves what the server makes of the round furthest from the mean of the honest deltas (see
-            `harm`), as far as a search over 2^-8 to 2^8 in steps of sqrt(2) finds it, instead of the attack's own: a
-            worst case that knows the aggregation rule, what it draws and the server's own data (Fang et al., Local
-            Model Poisoning Attacks to Byzantine-Robust Federated Learning, 2020; ByzFL's optimal variants).
+            `harm`), as far as a search finds it over the powers of two from 2^-8 to 2^8, then around the best of them
+            in steps of sqrt(2) and of its root, instead of the attack's own: a worst case that knows the aggregation
+            rule, what it draws and the server's own data (Fang et al., Local Model Poisoning Attacks to
+            Byzantine-Robust Federated Learning, 2020; ByzFL's optimal variants).
     """
 
     search: bool = False
@@ -75,9 +76,9 @@ class Directed(UpdateAttack):
     def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
         """The scale without a search."""
 
-    def tried(self) -> Rows:
-        """The scales that a search tries."""
-        return SCALES
+    def origins(self) -> tuple[float, ...]:
+        """A search tries 2^e less each of these."""
+        return (0.0,)
 
     def forge(self, seen: Seen, stream: Stream) -> Rows:
         start, direction = self.line(seen)
@@ -88,9 +89,20 @@ class Directed(UpdateAttack):
         if not self.search:
             return sent(self.own_scale(seen, start, direction))
         mean = seen.honest.mean(0)
-        scales = self.tried()
-        found = [harm(seen.aggregate(sent(scale)), mean) for scale in scales]
-        return sent(float(scales[int(np.argmax(found))]))
+
+        def tried(exponent: float, origin: float) -> tuple[float, float, float]:
+            return harm(seen.aggregate(sent(2.0**exponent - origin)), mean), exponent, origin
+
+        best = max((tried(exponent, origin) for origin in self.origins() for exponent in EXPONENTS), key=_first)
+        for step in (0.5, 0.25):
+            _, exponent, origin = best
+            around = [one for one in (exponent - step, exponent + step) if EXPONENTS[0] <= one <= EXPONENTS[-1]]
+            best = max([best, *(tried(one, origin) for one in around)], key=_first)
+        return sent(2.0 ** best[1] - best[2])
+
+
+def _first(found: tuple[float, float, float]) -> float:
+    return found[0]
 
 
 def harm(made: Rows, mean: Rows) -> float:
