@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedsem.hooks.binomial import clopper_pearson, outnumbers
 from fedsem.hooks.vote import Vote
 from fedsem.tasks.decision import Decision
-from fedsem.tasks.task import Share, Task
+from fedsem.tasks.task import DecoderFormat, Share, Task
 
 
 class MajorityVote(Vote):
@@ -44,7 +44,9 @@ class MajorityVote(Vote):
             "abstained": Share((~sure).float(), one),
         }
 
-    def certify(self, output: Tensor, truth: Tensor, task: Task, distance: Tensor) -> dict[str, Share]:
+    def certify(
+        self, output: Tensor, truth: Tensor, task: Task, distance: Tensor, decoder: DecoderFormat
+    ) -> dict[str, Share]:
         assert isinstance(task, Decision), "checked with the scenario"
         told, right = task.decisions(output, truth)
         guess = counted(told[: self.n0], output.shape[-1]).argmax(-1)

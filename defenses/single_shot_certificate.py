@@ -11,7 +11,7 @@ from fedsem.registry import register
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.decision import Decision
 from fedsem.tasks.sensing import Sensing
-from fedsem.tasks.task import Share, Task
+from fedsem.tasks.task import DecoderFormat, Share, Task
 
 
 @register("defense", "single_shot_certificate")
@@ -31,7 +31,9 @@ class SingleShotCertificate(ManyReceptions):
         share = (told == right).float().mean(0)
         return {"accuracy": Share(share, torch.ones_like(share))}
 
-    def certify(self, output: Tensor, truth: Tensor, task: Task, distance: Tensor) -> dict[str, Share]:
+    def certify(
+        self, output: Tensor, truth: Tensor, task: Task, distance: Tensor, decoder: DecoderFormat
+    ) -> dict[str, Share]:
         assert isinstance(task, Decision), "checked with the scenario"
         told, right = task.decisions(output, truth)
         low = clopper_pearson((told == right).sum(0), self.n, self.alpha)

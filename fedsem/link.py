@@ -27,7 +27,8 @@ class Transmission:
     Attributes:
         x: real numbers on air (B, n) of mean power 1; of a digital transmission the numbers that its bits stand for.
             Where a defense makes the encoder's input random, several draws of it, (m, B, n) (see `in_draws`).
-        amplitude: x = amplitude * encoder output, (B, 1) or a number; the receiver of a MAE knows it.
+        amplitude: x = amplitude * encoder output, (B, 1), of several draws (m, B, 1), or a number; the receiver of a
+            MAE knows it.
         selected: which patches they belong to, where the encoder sends patches.
     """
 
@@ -45,16 +46,24 @@ class Transmission:
         return Transmission(self.x[..., index, :], amplitude, self.selected and self.selected.at(index))
 
     @property
+    def drawn(self) -> Tensor:
+        """What is on air in each draw, (m, B, n); m is 1 where nothing is random."""
+        return self.x if self.x.dim() == 3 else self.x.unsqueeze(0)
+
+    @property
     def first(self) -> Tensor:
         """What is on air in the first draw, (B, n)."""
-        return self.x if self.x.dim() == 2 else self.x[0]
+        return self.drawn[0]
 
-    def in_draws(self, draws: range, of: int) -> Tensor:
-        """What is on air in some of so many channel draws: x; or, of m draws of x, draw k m // of in channel draw k,
-        (draws, B, n)."""
+    def in_draws(self, draws: range, of: int) -> Transmission:
+        """What is sent in some of so many channel draws: the same; or, of m draws of x, draw k m // of in channel draw
+        k, x (draws, B, n)."""
         if self.x.dim() == 2:
-            return self.x
-        return self.x[[k * len(self.x) // of for k in draws]]
+            return self
+        picked = [k * len(self.x) // of for k in draws]
+        each = isinstance(self.amplitude, Tensor) and self.amplitude.dim() == 3
+        amplitude = self.amplitude[picked] if each else self.amplitude  # type: ignore[index]
+        return Transmission(self.x[picked], amplitude, self.selected and self.selected.in_draws(picked))
 
     @classmethod
     def joined(cls, parts: Sequence[Transmission]) -> Transmission:
@@ -63,9 +72,20 @@ class Transmission:
         if not selected:
             return cls(x, 1.0)
         amplitude = torch.cat(
-            [torch.as_tensor(part.amplitude, device=x.device).expand(len(part.x), 1) for part in parts]
+            [torch.as_tensor(part.amplitude, device=x.device).expand(*part.x.shape[:-1], 1) for part in parts], -2
         )
         return cls(x, amplitude, Selected.joined(selected))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Transmission]) -> Transmission:
+        """Several draws for the same images."""
+        x, selected = torch.stack([part.x for part in parts]), [part.selected for part in parts if part.selected]
+        if not selected:
+            return cls(x, 1.0)
+        amplitude = torch.stack(
+            [torch.as_tensor(part.amplitude, device=x.device).expand(len(part.x), 1) for part in parts]
+        )
+        return cls(x, amplitude, Selected.stacked(selected))
 
 
 class Transmitter(nn.Module):
@@ -126,25 +146,33 @@ class Transmitter(nn.Module):
     def waveform(self, sent: Transmission, numbers: Tensor | None = None) -> Tensor:
         """What a sensing channel reflects: x, or `numbers` that are laid out like it; the patches of a MAE stand at
         their places in a frame of constant length (see `MaeEncoder.spread`)."""
-        x = sent.x if numbers is None else numbers
-        if sent.selected is None or sent.selected.kept is None:
+        x, selected = sent.x if numbers is None else numbers, sent.selected
+        if selected is None or selected.kept is None:
             return x
         assert isinstance(self.encoder, MaeEncoder)
-        return self.encoder.spread(x, sent.selected.kept)
+        if sent.x.dim() == 2:
+            return self.encoder.spread(x, selected.kept)
+        frames = []
+        for k, here in enumerate(x.expand_as(sent.x)):
+            kept = selected.draw(k).kept
+            assert kept is not None
+            frames.append(self.encoder.spread(here, kept))
+        return torch.stack(frames)
 
     def hear(self, received: Tensor, sent: Transmission) -> Tensor:
         """The receiver's front end: what decoders decode. (..., B, n) received numbers as they are, or the pictures
-        (..., B, 3, H, W) in [0, 1] that a MAE paints from them."""
+        (..., B, 3, H, W) in [0, 1] that a MAE paints from them. Of a transmission in several draws, each with its
+        own."""
         encoder, selected = self.encoder, sent.selected
         if selected is None:
             return received
         assert isinstance(encoder, MaeEncoder)
         values = received / sent.amplitude
+        draws = []
         with self.autocast(received):
-            draws = [
-                encoder.paint_gated(one, selected) if selected.kept is None else encoder.paint(one, selected.kept)
-                for one in values.view(-1, *values.shape[-2:])
-            ]
+            for k, one in enumerate(values.view(-1, *values.shape[-2:])):
+                here = selected.draw(k)
+                draws.append(encoder.paint_gated(one, here) if here.kept is None else encoder.paint(one, here.kept))
         return torch.stack(draws).float().view(*values.shape[:-1], *draws[0].shape[1:])
 
     def encode(self, images: Tensor) -> Tensor:

@@ -206,12 +206,12 @@ def test_the_undefended_link_falls() -> None:
 
 
 def test_certificates_lie_below_what_attacks_leave() -> None:
-    def certified(value: float, **columns: Any) -> Any:
+    def certified(value: float, metric: str = "accuracy", **columns: Any) -> Any:
         place = {"stage": "certificate", "attack": "none", "norm": "l2", "sites": "input", "psr_db": -20.0}
-        return row("certified_accuracy", value, value - 0.02, value + 0.02, **{**place, **columns})
+        return row(f"certified_{metric}", value, value - 0.02, value + 0.02, **{**place, **columns})
 
-    def left(value: float, **columns: Any) -> Any:
-        return row("accuracy", value, value - 0.02, value + 0.02, **{**STEPS, **columns})
+    def left(value: float, metric: str = "accuracy", **columns: Any) -> Any:
+        return row(metric, value, value - 0.02, value + 0.02, **{**STEPS, **columns})
 
     def verdict(*rows: Any) -> str:
         return said("certified_below_attacked", record(*rows))[0]
@@ -227,6 +227,12 @@ def test_certificates_lie_below_what_attacks_leave() -> None:
     for other in ({"defense": "vote"}, {"psr_db": -10.0}, {"sites": "air"}, {"attack_params": {"kind": "universal"}}):
         assert verdict(certified(0.5), left(0.4, **other)) == "not applicable"
     assert verdict(left(0.4)) == "not applicable"
+    # Objects; and of an error more is worse.
+    assert verdict(certified(0.5, "f1"), left(0.7, "f1"), left(0.3)) == "passed"
+    assert verdict(certified(0.5, "f1"), left(0.4, "f1")) == "failed"
+    assert verdict(certified(0.5, "mse"), left(0.4, "mse")) == "passed"
+    assert verdict(certified(0.5, "mse"), left(0.52, "mse")) == "suspicious"
+    assert verdict(certified(0.5, "mse"), left(0.7, "mse"), certified(0.5), left(0.7)) == "failed"
 
 
 def test_differences_are_paired_over_images() -> None:

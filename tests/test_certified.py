@@ -40,12 +40,14 @@ from fedsem.reporting.table import frame
 from fedsem.scenario import check_scenario, dump_scenario
 from fedsem.tasks.classification import Classification
 from fedsem.tasks.reconstruction import Reconstruction
+from fedsem.tasks.task import DecoderFormat
 from fedsem.units import energy, from_db, to_db
 
 AWGN = {"kind": "awgn"}
 RAYLEIGH = {"kind": "rayleigh", "csi": "zf"}
 NO_SAMPLES = pd.DataFrame(columns=list(SAMPLE_COLUMNS))
 LABEL, PICTURE = Classification(), Reconstruction()
+FORMAT = DecoderFormat(width=20, channel_uses=20, image_shape=(1, 8, 8), classes=10, range_bins=1)
 
 
 def vote(kind: str, **options: Any) -> Vote:
@@ -63,7 +65,10 @@ def says(right: int, n: int, n0: int = 0, classes: int = 2) -> Tensor:
 def certified(defense: Vote, output: Tensor, distances: list[float]) -> list[float]:
     truth = torch.zeros(output.shape[1], dtype=torch.long)
     at = torch.tensor(distances, dtype=torch.float64).unsqueeze(1).expand(-1, output.shape[1])
-    return [float(value) for value in defense.certify(output, truth, LABEL, at)["certified_accuracy"].numerator[:, 0]]
+    return [
+        float(value)
+        for value in defense.certify(output, truth, LABEL, at, FORMAT)["certified_accuracy"].numerator[:, 0]
+    ]
 
 
 def voting_link(channel: Mapping[str, Any], defense: dict[str, Any], psrs: list[float], **changes: Any) -> TrainedLink:
@@ -208,8 +213,8 @@ def test_the_order_of_images_does_not_matter(seed: int) -> None:
     distance = torch.rand(4, 7, generator=generator, dtype=torch.float64)
     order = torch.randperm(7, generator=generator)
     for defense in (vote("reception_vote", n=30), vote("single_shot_certificate", n=130)):
-        whole = defense.certify(output, truth, LABEL, distance)["certified_accuracy"].numerator
-        mixed = defense.certify(output[:, order], truth[order], LABEL, distance[:, order])["certified_accuracy"]
+        whole = defense.certify(output, truth, LABEL, distance, FORMAT)["certified_accuracy"].numerator
+        mixed = defense.certify(output[:, order], truth[order], LABEL, distance[:, order], FORMAT)["certified_accuracy"]
         assert torch.equal(whole[:, order], mixed.numerator)
 
 
@@ -534,7 +539,7 @@ def test_no_perturbed_median_leaves_its_bounds(distance: float) -> None:
     worst = []
     for truth in (torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, 0.3]])):
         at = torch.full((1, 1), distance, dtype=torch.float64)
-        bound = float(defense.certify(copies, truth, PICTURE, at)["certified_mse"].numerator)
+        bound = float(defense.certify(copies, truth, PICTURE, at, FORMAT)["certified_mse"].numerator)
         errors = (medians - truth).square().mean(-1)
         assert float(errors.max()) <= bound
         worst.append((float(errors.max()), bound))
@@ -549,8 +554,12 @@ def test_medians_are_bounded_by_order_statistics() -> None:
     defense = vote("median_smoothing", n=n, alpha=0.01)
     k = stats.binom.ppf(1 - 0.005, n, stats.norm.cdf(d)) + 1
     at = torch.tensor([[d], [20.0]], dtype=torch.float64)
-    low = defense.certify(copies, torch.zeros(1, 1, dtype=torch.float64), PICTURE, at)["certified_mse"].numerator
-    high = defense.certify(copies, torch.ones(1, 1, dtype=torch.float64), PICTURE, at)["certified_mse"].numerator
+    low = defense.certify(copies, torch.zeros(1, 1, dtype=torch.float64), PICTURE, at, FORMAT)[
+        "certified_mse"
+    ].numerator
+    high = defense.certify(copies, torch.ones(1, 1, dtype=torch.float64), PICTURE, at, FORMAT)[
+        "certified_mse"
+    ].numerator
     assert low[:, 0].tolist() == pytest.approx([(k / n) ** 2, 1])
     assert high[:, 0].tolist() == pytest.approx([(1 - (n + 1 - k) / n) ** 2, 1])
     assert defense.measure(copies, torch.full((1, 1), 0.5), PICTURE)["mse"].numerator.item() == pytest.approx(
@@ -645,7 +654,7 @@ def grids(**grid: Any) -> dict[str, Any]:
         (
             {"kind": "median_smoothing"},
             grids(psr_db=[-20]),
-            r"'median_smoothing' does not certify the task 'label' .*, reconstruction, in the grid's tasks",
+            r"'median_smoothing' does not certify the task 'label' .*, reconstruction and detection, in the grid's tasks",
         ),
         (
             {"kind": "single_shot_certificate", "gains": 33},

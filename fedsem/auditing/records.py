@@ -160,25 +160,36 @@ def undefended_falls(record: Record) -> Outcome:
     return ("passed" if fell else "suspicious"), evidence
 
 
-@RECORDS.check("certified and attacked accuracy of one classifier")
+CERTIFIED = {"accuracy": 1, "f1": 1, "mse": -1}
+"""Metrics of which `certified_<metric>` is a bound, and whether more of them is better."""
+
+
+@RECORDS.check("certified and attacked figures of one link")
 def certified_below_attacked(record: Record) -> Outcome:
-    """What is certified at a PSR, site and norm is no more than what any attack leaves of the same classifier there; in
-    the L2 ball lies the L-inf cube of the same PSR. A point more is suspicious; it fails where the two intervals do not
-    meet. Attacks whose budget holds on average over images only are not covered, and left out."""
+    """The accuracy or F1 that is certified at a PSR, site and norm is no more than what any attack leaves of the same
+    link there (of pictures, the certified error no less); in the L2 ball lies the L-inf cube of the same PSR. A point
+    more is suspicious; it fails where the two intervals do not meet. Attacks whose budget holds on average over images
+    only are not covered, and left out."""
     rows = record.rows.astype(dict.fromkeys(PLACE, "object"))
-    certified = rows[rows["metric"] == "certified_accuracy"]
-    if certified.empty:
-        return "not applicable", "Nothing is certified."
     bounded = rows["attack_params"].map(_bounded).astype(bool)
-    attacked = rows[(rows["metric"] == "accuracy") & (rows["stage"] == "evaluate") & rows["norm"].notna() & bounded]
-    alike = [name for name in PLACE if certified[name].notna().any()]
-    both = certified.merge(attacked[attacked["attack"] != "none"], on=alike, suffixes=("", "_under"))
+    attacked = rows[(rows["stage"] == "evaluate") & rows["norm"].notna() & bounded & (rows["attack"] != "none")]
+    pairs = []
+    for metric, sign in CERTIFIED.items():
+        certified = rows[rows["metric"] == f"certified_{metric}"]
+        if certified.empty:
+            continue
+        alike = [name for name in PLACE if certified[name].notna().any()]
+        both = certified.merge(attacked[attacked["metric"] == metric], on=alike, suffixes=("", "_under"))
+        apart = (both["ci_low"] - both["ci_high_under"], both["ci_low_under"] - both["ci_high"])[sign < 0] > 0
+        pairs.append(both.assign(above=sign * (both["value"] - both["value_under"]), apart=apart))
+    if not pairs:
+        return "not applicable", "Nothing is certified."
+    both = pd.concat(pairs, ignore_index=True)
     both = both[(both["norm"] == both["norm_under"]) | (both["norm"] == "l2")]
     if both.empty:
         return "not applicable", "No attack was measured where something is certified."
-    worst = _row(both.assign(above=both["value"] - both["value_under"]), "above")
-    apart = bool((both["ci_low"] > both["ci_high_under"]).any())
-    verdict: Verdict = "failed" if apart else "suspicious" if worst["above"] > POINT else "passed"
+    worst = _row(both, "above")
+    verdict: Verdict = "failed" if both["apart"].any() else "suspicious" if worst["above"] > POINT else "passed"
     told = f"{worst['value']:.3f} is certified and '{worst['attack_under']}' leaves {worst['value_under']:.3f}"
     return verdict, f"At PSR {worst['psr_db']:g} dB {told}, the closest of {len(both)}."
 

@@ -397,16 +397,15 @@ class LinkProblem:
         plan, channel = self.link.plan, self.link.plan.channel(listener.branch)
         transmitter, symbols = self.link.transmitter, plan.scenario.link.symbols
         if transmitter.digital:
-            return transmitter.hear(sent.x.unsqueeze(0), sent)
+            return transmitter.hear(sent.drawn, sent)
         if channel.is_sensing:
-            interference = None if "air" not in delta else transmitter.waveform(sent, delta["air"])
-            draws = len(realisation.noise)
-            x = transmitter.waveform(sent, sent.in_draws(range(draws), draws))
-            return channel.apply(x, realisation, self.snr[True], symbols, interference)
+            here = sent.in_draws(range(len(realisation.noise)), len(realisation.noise))
+            interference = None if "air" not in delta else transmitter.waveform(here, delta["air"])
+            return channel.apply(transmitter.waveform(here), realisation, self.snr[True], symbols, interference)
         uses = sent.x.shape[-1] if symbols == "real" else sent.x.shape[-1] // 2
         air = realisation.first(uses)
-        x = sent.in_draws(range(len(air.noise)), len(air.noise))
-        return transmitter.hear(channel.apply(x, air, self.snr[False], symbols, delta.get("air")), sent)
+        here = sent.in_draws(range(len(air.noise)), len(air.noise))
+        return transmitter.hear(channel.apply(here.x, air, self.snr[False], symbols, delta.get("air")), here)
 
     def _realisation(self, listener: Listener, step: int, index: slice, draws: int | None = None) -> Realisation:
         """Draws for some of the rows, (draws, B); an adversary who knows the channel has the gains of the receptions

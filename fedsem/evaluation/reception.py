@@ -110,22 +110,19 @@ class Receptions:
     def _received(self, listener: Listener, snr_db: float, delta: Perturbation) -> Iterator[Heard]:
         channel, symbols = self.link.plan.channel(listener.branch), self.link.plan.scenario.link.symbols
         sent, whole = self.sent(delta), self.air.score(listener)
-        x, interference = sent.x, delta.get("air")
-        if self.encoder is not None:
-            x = self.link.transmitter.waveform(sent)
-            interference = None if interference is None else self.link.transmitter.waveform(sent, interference)
         images = len(self.everything)
-        once = torch.ones(1, images, device=x.device)
+        once = torch.ones(1, images, device=sent.x.device)
         chunk = max(1, ROWS_AT_ONCE // images)
         for start in range(0, len(whole.noise), chunk):
             part = whole.draws(slice(start, start + chunk))
-            here = interference
-            if here is not None and here.dim() > 2:  # an adversary who knows the channel: one for each reception
-                here = here[start : start + chunk]
-            if self.encoder is None:
-                x = sent.in_draws(range(start, start + len(part.noise)), len(whole.noise))
+            here = sent.in_draws(range(start, start + len(part.noise)), len(whole.noise))
+            x, interference = self.link.transmitter.waveform(here), delta.get("air")
+            if interference is not None and interference.dim() > 2:  # of an adversary who knows the channel
+                interference = interference[start : start + chunk]
+            if interference is not None:
+                interference = self.link.transmitter.waveform(here, interference)
             with torch.no_grad():
-                received = channel.apply(x, part, snr_db, symbols, here, delta.get("phase"))
+                received = channel.apply(x, part, snr_db, symbols, interference, delta.get("phase"))
             yield Heard(received, self.everything, once, part)
 
     def _originals(self, listeners: Sequence[Listener], levels: int) -> Iterator[tuple[Listener, Heard]]:
@@ -144,18 +141,17 @@ class Receptions:
             return
         assert self.encoder is not None
         sent, whole = self.sent(delta), self.air.score(listener)
-        uses = sent.x.shape[1] if symbols == "real" else sent.x.shape[1] // 2
+        uses = sent.x.shape[-1] if symbols == "real" else sent.x.shape[-1] // 2
         for index in self.everything.split(PICTURES_AT_ONCE):
             part = sent.at(index)
             interference = delta["air"][index] if "air" in delta else None
             for draw in range(len(whole.noise)):
                 air = whole.draws(slice(draw, draw + 1)).at(index).first(uses)
+                here = part.in_draws(range(draw, draw + 1), len(whole.noise))
                 with torch.no_grad():
-                    received = channel.apply(part.x, air, snr_db, symbols, interference)
-                    pictures = self.link.transmitter.hear(received, part)
-                assert part.selected is not None
-                assert part.selected.kept is not None
-                kept = part.selected.kept.mask(self.encoder.mae.patches)
+                    received = channel.apply(here.x, air, snr_db, symbols, interference)
+                    pictures = self.link.transmitter.hear(received, here)
+                kept = self._kept(here)
                 yield Heard(pictures, index, torch.ones(1, len(index), device=index.device), air, kept)
 
     def _delivered(
@@ -195,12 +191,21 @@ class Receptions:
         if bool(there.any()):
             some, images = index[there], self.perturbed(delta)
             with torch.no_grad():
-                sent = self.link.send(images[some], some, count[there], "input" in delta)
-                pictures[there] = self.link.transmitter.hear(sent.x.unsqueeze(0), sent)[0]
-                assert sent.selected is not None
-                assert sent.selected.kept is not None
-                kept[there] = sent.selected.kept.mask(patches)
+                # Of what is random in the link's transform the first draw.
+                drawn = self.air.score_transform()
+                first = None if drawn is None else drawn[:1]
+                sent = self.link.send(images[some], some, count[there], "input" in delta, drawn=first)
+                pictures[there] = self.link.transmitter.hear(sent.drawn, sent)[0]
+                kept[there] = self._kept(sent)
         return pictures, kept
+
+    def _kept(self, sent: Transmission) -> Tensor:
+        """Which patches are sent in the first draw, bool (B, L)."""
+        assert self.encoder is not None
+        assert sent.selected is not None
+        chosen = sent.selected.draw(0).kept
+        assert chosen is not None
+        return chosen.mask(self.encoder.mae.patches)
 
 
 def _heard(pictures: Tensor, index: Tensor, times: Tensor, kept: Tensor | None = None) -> Heard:

@@ -126,7 +126,8 @@ class TrainedLink:
             seen = self.transform.applied(images, None, self.known)
             return self.transmitter.send(seen, self.choice(everything, count, changed=True), gates)
         draws = (self.transform.applied(images, one[numbers], self.known) for one in drawn)
-        return Transmission(torch.stack([self.transmitter.send(one).x for one in draws]), 1.0)
+        choice = self.choice(everything, count, changed=True)
+        return Transmission.stacked([self.transmitter.send(seen, choice, gates) for seen in draws])
 
     def choice(self, index: Tensor, count: int | Tensor, changed: bool = False) -> Choice | None:
         """How the patches of these test images are chosen; None for an encoder that has none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,10 +12,14 @@ from torch import Tensor
 
 from fedsem.channels.channel import Realisation, standard_noise
 from fedsem.evaluation.air import Air
+from fedsem.evaluation.airtime import airtime
 from fedsem.evaluation.point import Tally
+from fedsem.evaluation.reception import PICTURES_AT_ONCE
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.hooks.evasion import Perturbation
 from fedsem.hooks.vote import ManyReceptions, NoisyCopies
+from fedsem.link import Transmission
+from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.tasks.decision import Decision
 from fedsem.tasks.task import Share, Task
 from fedsem.units import energy, from_db
@@ -78,12 +83,10 @@ class Ballots:
         goals of some tasks, also how far these are reached."""
         found: list[dict[Listener, dict[str, Tally]]] = [{listener: {} for listener in listeners} for _ in snrs]
         psrs = torch.tensor([from_db(psr) for psr in self.psrs], dtype=torch.float64, device=self.link.images.device)
-        for ballot in (
-            self._copies(listeners, snrs, delta) if self._copied else self._receptions(listeners, snrs, delta)
-        ):
+        for ballot in self._ballots(listeners, snrs, delta):
             task = self.link.plan.task(ballot.listener.branch)
             # NaN has a largest entry too: without this a link that has broken down would score like chance.
-            broken = ~ballot.output.isfinite().all(-1).all(0)
+            broken = ~ballot.output.isfinite().flatten(2).all(-1).all(0)
             measured = self.vote.measure(ballot.output, ballot.truth, task)
             if (goal := (goals or {}).get(ballot.listener.branch.task)) is not None:
                 measured["reached"] = self._reached(ballot, task, goal)
@@ -91,7 +94,8 @@ class Ballots:
             if delta or not self.psrs:
                 continue
             distance = psrs.sqrt().unsqueeze(1) * ballot.reach
-            shares = self.vote.certify(ballot.output, ballot.truth, task, distance)
+            decoder = self.link.plan.decoder_format(ballot.listener.branch)
+            shares = self.vote.certify(ballot.output, ballot.truth, task, distance, decoder)
             for i, psr in enumerate(self.psrs):
                 one = {name: Share(share.numerator[i], share.denominator[i]) for name, share in shares.items()}
                 key = ballot.listener.name, snrs[ballot.level], psr
@@ -120,9 +124,11 @@ class Ballots:
         """Receptions of each image behind a figure."""
         return self.vote.receptions * self._gains(listener)
 
-    @property
-    def _copied(self) -> bool:
-        return isinstance(self.vote, NoisyCopies)
+    def _ballots(self, listeners: Sequence[Listener], snrs: Sequence[float], delta: Perturbation) -> Iterator[_Ballot]:
+        if isinstance(self.vote, ManyReceptions):
+            return self._receptions(listeners, snrs, delta)
+        painted = isinstance(self.link.transmitter.encoder, MaeEncoder)
+        return (self._painted_copies if painted else self._copies)(listeners, snrs, delta)
 
     def _gains(self, listener: Listener) -> int:
         steady = self.link.plan.channel(listener.branch).steady
@@ -190,15 +196,80 @@ class Ballots:
                         output = listener.decoder(channel.apply(x, air, snr_db, symbols, here, turn))
                     yield _Ballot(listener, level, index, output, truth, reach[index])
 
+    def _painted_copies(
+        self, listeners: Sequence[Listener], snrs: Sequence[float], delta: Perturbation
+    ) -> Iterator[_Ballot]:
+        """The same for a transmitter of patches, one image after another: the pictures that receivers paint are large.
+        The patches of every copy are chosen by what the transmitter sees of it."""
+        assert isinstance(self.vote, NoisyCopies)
+        plan, digital = self.link.plan, self.link.transmitter.digital
+        images = self.link.images + delta["input"] if "input" in delta else self.link.images
+        reach = energy(self.link.images.double()).sqrt() / self.vote.sigma
+        for number, image in enumerate(images):
+            index = torch.tensor([number], device=images.device)
+            sent: dict[int, Transmission] = {}
+            told: dict[tuple[Listener, int], Tensor] = {}
+            here = delta["air"][index] if "air" in delta else None
+            for (level, snr_db), listener in product(enumerate(snrs), listeners):
+                count = int(airtime(self.link, self.air, listener, snr_db).received[0, number])
+                if count and count not in sent:
+                    sent[count] = self._patches_of_copies(number, image, count)
+                # Of a digital transmission the SNR decides how many patches arrive, and nothing else.
+                if not digital or (listener, count) not in told:
+                    heard = self._painted(listener, snr_db, number, sent.get(count), here)
+                    with torch.no_grad():
+                        told[listener, count] = torch.cat([listener.decoder(pictures)[0] for pictures in heard])
+                output, task = told[listener, count].unsqueeze(1), plan.task(listener.branch)
+                nothing = torch.empty(1, 1, 0, device=images.device)
+                truth = task.truth(self.link.examples.at(index), Realisation(nothing, nothing, nothing, nothing))
+                yield _Ballot(listener, level, index, output, truth, reach[index])
+
+    def _painted(
+        self, listener: Listener, snr_db: float, number: int, sent: Transmission | None, interference: Tensor | None
+    ) -> Iterator[Tensor]:
+        """Pictures that a listener paints of the copies of an image, (1, b, 3, H, W) each; the mean colour where
+        nothing was sent."""
+        link, symbols = self.link, self.link.plan.scenario.link.symbols
+        assert isinstance(link.transmitter.encoder, MaeEncoder)
+        everything = torch.arange(self.vote.receptions, device=link.images.device)
+        if sent is None:
+            for rows in everything.split(PICTURES_AT_ONCE):
+                yield link.transmitter.encoder.blank.expand(1, len(rows), *link.images.shape[1:])
+            return
+        channel = link.plan.channel(listener.branch)
+        uses = 0 if link.transmitter.digital else sent.x.shape[-1]
+        generator = self.stream.child(listener.name, number).torch()
+        air = channel.draw((1, self.vote.receptions), uses, symbols, generator).to(link.plan.device)
+        for rows in everything.split(PICTURES_AT_ONCE):
+            part = sent.at(rows)
+            with torch.no_grad():
+                received = part.drawn
+                if not link.transmitter.digital:
+                    received = channel.apply(part.x, air.at(rows), snr_db, symbols, interference)
+                yield link.transmitter.hear(received, part)
+
+    def _patches_of_copies(self, number: int, image: Tensor, count: int) -> Transmission:
+        """So many patches of each noisy copy of an image."""
+        parts, plan = [], self.link.plan
+        for copies in self._noisy(number, image):
+            for some in copies.split(plan.scenario.evaluation.batch):
+                choice = self.link.choice(torch.full((len(some),), number, device=image.device), count, changed=True)
+                with torch.no_grad():
+                    parts.append(self.link.transmitter.send(some, choice))
+        return Transmission.joined(parts)
+
     def _sent_copies(self, number: int, image: Tensor) -> Tensor:
         """What is sent for noisy copies of an image, (receptions, nc)."""
+        return torch.cat([self._sent(copies) for copies in self._noisy(number, image)])
+
+    def _noisy(self, number: int, image: Tensor) -> Iterator[Tensor]:
+        """Noisy copies of an image, (b, C, H, W) each."""
         assert isinstance(self.vote, NoisyCopies)
-        sent, total, stream = [], self.vote.receptions, self.stream.child("copies", number)
+        total, stream = self.vote.receptions, self.stream.child("copies", number)
         for first in range(0, total, COPIES_AT_ONCE):
             shape = (min(COPIES_AT_ONCE, total - first),)
             drawn = self.vote.draw(shape, self.link.plan.images.shape, stream.child(first).torch())
-            sent.append(self._sent(self.vote.transform(image, drawn.to(image.device))))
-        return torch.cat(sent)
+            yield self.vote.transform(image, drawn.to(image.device))
 
     def _sent(self, images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -15,7 +15,8 @@ from fedsem.errors import ScenarioError
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.evasion import Evasion, Norm, Site
 from fedsem.hooks.transform import Transform
-from fedsem.tasks.task import Share, Task
+from fedsem.models.mae_encoder import MaeOptions
+from fedsem.tasks.task import DecoderFormat, Share, Task
 
 if TYPE_CHECKING:
     from fedsem.plan import Plan
@@ -84,13 +85,16 @@ class Vote(Defense):
         """
 
     @abstractmethod
-    def certify(self, output: Tensor, truth: Tensor, task: Task, distance: Tensor) -> dict[str, Share]:
+    def certify(
+        self, output: Tensor, truth: Tensor, task: Task, distance: Tensor, decoder: DecoderFormat
+    ) -> dict[str, Share]:
         """What holds of each image under every perturbation of given size, as shares (P, B).
 
         Args:
             output, truth, task: as for `measure`, of receptions that nobody has disturbed.
             distance: r / s, the largest L2 norm of a perturbation where the noise is added over the standard deviation
                 of the noise there, float64 (P, B).
+            decoder: what its decoders are told to say.
         """
 
     def adaptive(self) -> Mapping[str, Any] | None:
@@ -100,16 +104,9 @@ class Vote(Defense):
         """Cross-check with the rest of the scenario.
 
         Raises:
-            ScenarioError: a grid names no PSR to certify, or tasks that have no such decision; or the transmitter sends
-                patches.
+            ScenarioError: a grid names no PSR to certify, or tasks that have no such decision.
         """
         scenario = plan.scenario
-        if scenario.link.encoder.paints:
-            raise ScenarioError(
-                f"In the scenario, '{path}': '{self.kind}' decodes {self.receptions} receptions of each image, and a "
-                f"receiver of '{scenario.link.encoder.kind}' would paint every one of them (or, with a digital "
-                "transport, hear no noise at all); use another encoder."
-            )
         for where, grid in self.grids(scenario):
             if grid.psr_db is None:
                 raise ScenarioError(
@@ -144,7 +141,21 @@ class NoisyCopies(Vote, Transform):
     def check(self, path: str, plan: Plan) -> None:
         super().check(path, plan)
         scenario = plan.scenario
+        encoder = scenario.link.encoder
+        if isinstance(encoder, MaeOptions) and encoder.digital and encoder.latency_budget_s is not None:
+            used = [plan.channel(branch) for branch in plan.branches]
+            steady = all(channel.steady or channel.is_sensing for channel in used)
+            if not steady or encoder.csi_error_db or encoder.csi_correlation != 1:
+                raise ScenarioError(
+                    f"In the scenario, '{path}': of the copies that '{self.kind}' sends, every one would have patches "
+                    "of its own number or none, as link.encoder.latency_budget_s and the channel have it; use a "
+                    "mask_ratio, transport: analog, or a channel that is always the same."
+                )
         for where, grid in self.grids(scenario):
+            if "original" in (grid.selection or []):
+                raise ScenarioError(
+                    f"{where}.selection': with 'original' nothing is sent, and '{self.kind}' sends copies; remove it."
+                )
             for name in grid.attacks:
                 attack = scenario.attacks.get(name)
                 if isinstance(attack, Evasion) and attack.knowledge.channel == "csi":
@@ -168,6 +179,12 @@ class ManyReceptions(Vote):
 
     def check(self, path: str, plan: Plan) -> None:
         super().check(path, plan)
+        if plan.scenario.link.encoder.paints:
+            raise ScenarioError(
+                f"In the scenario, '{path}': '{self.kind}' decodes {self.receptions} receptions of each image, and a "
+                f"receiver of '{plan.scenario.link.encoder.kind}' would paint every one of them (or, with a digital "
+                "transport, hear no noise at all); use another encoder, or noisy copies of the image."
+            )
         draws = plan.scenario.evaluation.draws.score
         steady = all(plan.channel(branch).steady for branch in plan.branches)
         if not steady and self.gains > draws:

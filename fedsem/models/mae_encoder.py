@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -176,6 +176,8 @@ class Selected:
         kept: the patches.
         gate: (B, L); in training.
         pixels: the pixels (B, L, C p p) of a payload of pixels in training; None otherwise.
+
+    Of several draws of the picture all have these in front, (m, B, ...).
     """
 
     kept: Kept | None
@@ -184,11 +186,27 @@ class Selected:
 
     def at(self, index: slice | Tensor) -> Selected:
         """The same for some of the pictures."""
-        kept = self.kept and Kept(self.kept.index[index], None if self.kept.count is None else self.kept.count[index])
+        return self._each(lambda value, behind: value[(..., index, *[slice(None)] * behind)])
+
+    def in_draws(self, draws: Sequence[int]) -> Selected:
+        """The same in some of several draws."""
+        return self._each(lambda value, behind: value[list(draws)])
+
+    def draw(self, number: int) -> Selected:
+        """What it is in one of several draws; itself where there is one for all."""
+        one = self.gate if self.kept is None else self.kept.index
+        assert one is not None
+        return self if one.dim() == 2 else self._each(lambda value, behind: value[number])
+
+    def _each(self, part: Callable[[Tensor, int], Tensor]) -> Selected:
+        """Part of every tensor, which has so many axes behind that of the pictures."""
+        kept = self.kept and Kept(
+            part(self.kept.index, 1), None if self.kept.count is None else part(self.kept.count, 0)
+        )
         return Selected(
             kept,
-            None if self.gate is None else self.gate[index],
-            None if self.pixels is None else self.pixels[index],
+            None if self.gate is None else part(self.gate, 1),
+            None if self.pixels is None else part(self.pixels, 2),
         )
 
     @classmethod
@@ -198,8 +216,24 @@ class Selected:
         gates = [part.gate for part in parts if part.gate is not None]
         if kept:
             assert all(one.count is None for one in kept)
-            return cls(Kept(torch.cat([one.index for one in kept])))
-        return cls(None, torch.cat(gates))
+            return cls(Kept(torch.cat([one.index for one in kept], -2)))
+        return cls(None, torch.cat(gates, -2))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Selected]) -> Selected:
+        """Choices for several draws of the same pictures."""
+
+        def together(values: Sequence[Tensor | None]) -> Tensor | None:
+            there = [value for value in values if value is not None]
+            return torch.stack(there) if there else None
+
+        kept = [part.kept for part in parts if part.kept is not None]
+        index, count = together([one.index for one in kept]), together([one.count for one in kept])
+        return cls(
+            None if index is None else Kept(index, count),
+            together([part.gate for part in parts]),
+            together([part.pixels for part in parts]),
+        )
 
 
 class MaeEncoder(nn.Module):

@@ -24,7 +24,12 @@ from fedsem.reporting.strokes import Links
 from fedsem.reporting.style import CATEGORIES, DASHED, GREY, LINES, MARKERS, Drawing, Stroke
 from fedsem.reporting.words import Kind, quantity
 
-CERTIFIED: dict[Kind, str] = {"classification": "accuracy", "sensing": "accuracy", "reconstruction": "psnr_db"}
+CERTIFIED: dict[Kind, str] = {
+    "classification": "accuracy",
+    "sensing": "accuracy",
+    "detection": "f1",
+    "reconstruction": "psnr_db",
+}
 """Kind of task -> the metric of which `certified_<metric>` is a bound for every attack."""
 
 
