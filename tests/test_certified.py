@@ -654,7 +654,7 @@ def grids(**grid: Any) -> dict[str, Any]:
         (
             {"kind": "median_smoothing"},
             grids(psr_db=[-20]),
-            r"'median_smoothing' does not certify the task 'label' .*, reconstruction and detection, in the grid's tasks",
+            r"'median_smoothing' does not certify the task 'label' .*, reconstruction and detection, in",
         ),
         (
             {"kind": "single_shot_certificate", "gains": 33},
