@@ -208,7 +208,9 @@ def _compose(panels: Sequence[Panel], table: pd.DataFrame, shown: pd.DataFrame) 
 
 
 def _heads(figure: Drawing, panel: Panel) -> list[str]:
-    return [wrap(figure, column, CELL_WIDTH - 0.06, 6.5) for column in panel.columns]
+    # A name that is wider than its column is broken after an underscore.
+    broken = [wrap(figure, column.replace("_", "_ "), CELL_WIDTH - 0.06, 6.5) for column in panel.columns]
+    return [head.replace("_ ", "_") for head in broken]
 
 
 def _draw(
