@@ -38,8 +38,8 @@ def in_slots(found: Tensor, categories: int, boxes: int, confidence: float) -> T
 
 
 def median_boxes(slots: Tensor) -> Tensor:
-    """The median box of every slot (n, C, K, 5), laid out as what a detector finds, (C K, 6); none where half of the
-    copies have none."""
+    """The median box of every slot (n, C, K, 5), laid out as what a detector finds, (C K, 6); none where more than half
+    of the copies have none."""
     corners = slots[..., :4].median(0).values
     # From above, so that boxes and scores are there in the same slots.
     score = -(-slots[..., 4]).median(0).values

@@ -22,18 +22,19 @@ class MedianSmoothing(NoisyCopies):
     or of each coordinate of a box. Under every ||delta|| <= r a median stays between the quantiles Phi(-r / sigma) and
     Phi(r / sigma) of that number without attack (Chiang et al., Detection as Regression: Certified Object Detection
     with Median Smoothing, 2020, lemma 1). Order statistics of n copies bound these quantiles, for both sides of all
-    numbers of an image together with probability 1 - alpha (a union bound). The bounds hold for medians of infinitely
-    many copies. A mean has no such bound: one copy in a thousand could move it anywhere.
+    numbers of an image together with probability 1 - alpha (a union bound): of N numbers n copies reach as far as
+    Phi(r / sigma)^n <= alpha / (2 N). The bounds hold for medians of infinitely many copies. A mean has no such bound:
+    one copy in a thousand could move it anywhere.
 
     Pictures: `certified_mse` is the squared error of the worst picture between the bounds, the mean over images, and
     `certified_psnr_db` its PSNR; where no order statistic is a bound, 0 and 1 are.
 
     Objects: of each category the boxes that count (the task's `confidence`) are sorted by the middle of their sides,
-    from left to right; the i-th boxes of all copies are one, and where half of the copies have none it is none (binning
-    by category and sorting by place, section 4). An object is surely found if every box between the bounds of one of
-    them has an IoU of 0.5 with it, and none of these with another object of its category, which could be matched first.
-    `certified_f1` = 2 S / (B + M), S objects surely found of M, B boxes that may be there, is no more than `f1` under
-    any such attack.
+    from left to right; the i-th boxes of all copies are one, and where more than half of the copies have none it is
+    none (binning by category and sorting by place, section 4). An object is surely found if every box between the
+    bounds of one of them has an IoU of 0.5 with it, and none of these with another object of its category, which could
+    be matched first. `certified_f1` = 2 S / (B + M), S objects surely found of M, B boxes that may be there, is no more
+    than `f1` under any such attack. N is four for each of the boxes that there are at most.
 
     Attributes:
         boxes: of one category at most, those of the best scores; for objects.

@@ -231,8 +231,12 @@ def test_certificates_lie_below_what_attacks_leave() -> None:
     assert verdict(certified(0.5, "f1"), left(0.7, "f1"), left(0.3)) == "passed"
     assert verdict(certified(0.5, "f1"), left(0.4, "f1")) == "failed"
     assert verdict(certified(0.5, "mse"), left(0.4, "mse")) == "passed"
-    assert verdict(certified(0.5, "mse"), left(0.52, "mse")) == "suspicious"
-    assert verdict(certified(0.5, "mse"), left(0.7, "mse"), certified(0.5), left(0.7)) == "failed"
+    assert verdict(certified(0.5, "mse"), left(0.505, "mse")) == "passed"
+    assert verdict(certified(0.010, "mse"), left(0.015, "mse")) == "suspicious"
+    failing = record(certified(0.5, "mse"), left(0.7, "mse"), certified(0.51), left(0.5))
+    verdict_, evidence = said("certified_below_attacked", failing)[:2]
+    assert verdict_ == "failed"
+    assert "mse 0.5 is certified" in evidence
 
 
 def test_differences_are_paired_over_images() -> None:

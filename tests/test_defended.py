@@ -505,7 +505,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> No
     ("made", "sentence"),
     [
         ({"kind": "symbol_anomaly"}, r"'symbol_anomaly' watches symbols, and receivers of 'mae' decode pictures"),
-        ({"kind": "random_resize_pad"}, r"'random_resize_pad' is random, and 'mae' ranks its patches once"),
+        ({"kind": "random_resize_pad"}, r"'random_resize_pad' is random, and pictures of 'mae' are painted"),
         ({"kind": "symbol_clipping"}, r"'symbol_clipping' acts on symbols, and receivers of 'mae' decode pictures"),
         ({"kind": "feature_squeezing", "bits": 4}, None),
     ],

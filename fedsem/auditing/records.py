@@ -160,38 +160,46 @@ def undefended_falls(record: Record) -> Outcome:
     return ("passed" if fell else "suspicious"), evidence
 
 
-CERTIFIED = {"accuracy": 1, "f1": 1, "mse": -1}
-"""Metrics of which `certified_<metric>` is a bound, and whether more of them is better."""
+CERTIFIED = ("accuracy", "f1", "mse")
+"""Metrics of which `certified_<metric>` is a bound; less of the last one is better."""
+MORE_ERROR = 0.02
+"""Share by which an error may be above its bound, a tenth of a dB: errors are small numbers."""
 
 
 @RECORDS.check("certified and attacked figures of one link")
 def certified_below_attacked(record: Record) -> Outcome:
     """The accuracy or F1 that is certified at a PSR, site and norm is no more than what any attack leaves of the same
     link there (of pictures, the certified error no less); in the L2 ball lies the L-inf cube of the same PSR. A point
-    more is suspicious; it fails where the two intervals do not meet. Attacks whose budget holds on average over images
-    only are not covered, and left out."""
+    more is suspicious, of an error 2 %; it fails where the two intervals do not meet. Attacks whose budget holds on
+    average over images only are not covered, and left out."""
     rows = record.rows.astype(dict.fromkeys(PLACE, "object"))
     bounded = rows["attack_params"].map(_bounded).astype(bool)
     attacked = rows[(rows["stage"] == "evaluate") & rows["norm"].notna() & bounded & (rows["attack"] != "none")]
     pairs = []
-    for metric, sign in CERTIFIED.items():
+    for metric in CERTIFIED:
         certified = rows[rows["metric"] == f"certified_{metric}"]
         if certified.empty:
             continue
         alike = [name for name in PLACE if certified[name].notna().any()]
         both = certified.merge(attacked[attacked["metric"] == metric], on=alike, suffixes=("", "_under"))
-        apart = (both["ci_low"] - both["ci_high_under"], both["ci_low_under"] - both["ci_high"])[sign < 0] > 0
-        pairs.append(both.assign(above=sign * (both["value"] - both["value_under"]), apart=apart))
+        # How far it is above, in units of what may be.
+        if metric == "mse":
+            above = (both["value_under"] / both["value"] - 1) / MORE_ERROR
+            pairs.append(both.assign(above=above, apart=both["ci_low_under"] > both["ci_high"]))
+        else:
+            above = (both["value"] - both["value_under"]) / POINT
+            pairs.append(both.assign(above=above, apart=both["ci_low"] > both["ci_high_under"]))
     if not pairs:
         return "not applicable", "Nothing is certified."
     both = pd.concat(pairs, ignore_index=True)
     both = both[(both["norm"] == both["norm_under"]) | (both["norm"] == "l2")]
     if both.empty:
         return "not applicable", "No attack was measured where something is certified."
-    worst = _row(both, "above")
-    verdict: Verdict = "failed" if both["apart"].any() else "suspicious" if worst["above"] > POINT else "passed"
-    told = f"{worst['value']:.3f} is certified and '{worst['attack_under']}' leaves {worst['value_under']:.3f}"
-    return verdict, f"At PSR {worst['psr_db']:g} dB {told}, the closest of {len(both)}."
+    apart: pd.DataFrame = both.loc[both["apart"].astype(bool)]
+    worst = _row(both if apart.empty else apart, "above")
+    verdict: Verdict = "failed" if not apart.empty else "suspicious" if worst["above"] > 1 else "passed"
+    told = f"{worst['metric_under']} {worst['value']:.3g} is certified and '{worst['attack_under']}' leaves"
+    return verdict, f"At PSR {worst['psr_db']:g} dB {told} {worst['value_under']:.3g}, the closest of {len(both)}."
 
 
 def _bounded(params: Any) -> bool:

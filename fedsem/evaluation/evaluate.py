@@ -34,7 +34,7 @@ from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion, Perturbation
 from fedsem.hooks.repair import Repair
 from fedsem.hooks.transform import Transform
-from fedsem.hooks.vote import Vote
+from fedsem.hooks.vote import NoisyCopies, Vote
 from fedsem.models.mae_encoder import MaeEncoder
 from fedsem.plan import describe
 from fedsem.registry import names
@@ -259,6 +259,8 @@ class _Evaluation:
         self.air = Air(link)
         self.scorer = Scorer(link, self.air)
         self.surrogate_alarms: dict[str, Alarms] = {}
+        # A receiver of noisy copies decides by all of them, and one says little.
+        shows = shows and not isinstance(link.vote, NoisyCopies)
         self.samples = Samples(link, self.air, self.evaluation.samples if shows else 0)
         self.points: list[Point] = []
         self.stream = Stream(link.seed).child("evaluate")
@@ -544,6 +546,8 @@ class _Evaluation:
         if mode.selection == "original":
             return {"selection": "original", "mask_ratio": 0.0}
         time = airtime(self.link, self.air, listener, snr_db)
+        times = 1 if self.scorer.ballots is None else self.scorer.ballots.receptions(listener)
+        nominal = time.nominal_latency_s
         uses = {} if options.digital else {"channel_uses": encoder.mae.width * (1 + most_patches(self.link))}
         return {
             **uses,
@@ -551,9 +555,9 @@ class _Evaluation:
             "transport": options.transport,
             "mask_ratio": mode.mask_ratio,
             "kept": float(time.received.double().mean()),
-            "bits": float(time.bits.mean()),
-            "latency_s": float(time.latency_s.mean()),
-            "nominal_latency_s": time.nominal_latency_s,
+            "bits": times * float(time.bits.mean()),
+            "latency_s": times * float(time.latency_s.mean()),
+            "nominal_latency_s": None if nominal is None else times * nominal,
             "outage": float((~time.arrived).double().mean()),
         }
 

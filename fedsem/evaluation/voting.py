@@ -26,7 +26,7 @@ from fedsem.units import energy, from_db
 
 ROWS_AT_ONCE = 4096
 """Receptions decoded at once, of one image or of several: bounds memory. Every image has random streams of its own, so
-that results do not depend on it beyond rounding."""
+that results do not depend on it beyond rounding (which may swap two patches whose scores are all but equal)."""
 COPIES_AT_ONCE = 256
 """Noisy copies of an image that are drawn at once."""
 

@@ -66,8 +66,8 @@ class Transform(Defense):
             )
         if self.draw((1, 1), plan.images.shape, Generator()) is not None:
             raise ScenarioError(
-                f"In the scenario, '{path}': '{self.kind}' is random, and '{encoder.kind}' ranks its patches once for "
-                "all receptions; use another encoder or another defense."
+                f"In the scenario, '{path}': '{self.kind}' is random, and pictures of '{encoder.kind}' are painted "
+                "once for all receptions of the same patches; use another encoder or another defense."
             )
 
     def applied(self, signal: Tensor, drawn: Tensor | None, approximate: bool) -> Tensor:

@@ -139,7 +139,8 @@ class NoisyCopies(Vote, Transform):
         return torch.randn((*shape, *image), generator=generator, device=generator.device)
 
     def check(self, path: str, plan: Plan) -> None:
-        super().check(path, plan)
+        # Not that of a transform: votes send every copy for itself, through transmitters of patches too.
+        Vote.check(self, path, plan)
         scenario = plan.scenario
         encoder = scenario.link.encoder
         if isinstance(encoder, MaeOptions) and encoder.digital and encoder.latency_budget_s is not None:

@@ -70,8 +70,9 @@ COLUMNS: dict[str, str] = {
 }
 """Column -> pandas dtype, in order (design section 5, and `cell`).
 
-Of an encoder that sends patches: `kept` patches arrive on average, `bits` and `latency_s` are means of what was sent,
-`nominal_latency_s` is that of [S0], Table I, `outage` the share of images that do not arrive.
+Of an encoder that sends patches: `kept` patches arrive on average, `bits` and `latency_s` are means of what was sent
+for one decision (of noisy copies, all of them), `nominal_latency_s` is that of [S0], Table I, `outage` the share of
+images that do not arrive.
 
 `stage` is `federate`, `evaluate`, `certificate`, `reference`, `twin`, `repair` or `leakage`. Rows of stage
 `certificate` say what holds under every perturbation of norm `norm`, at `sites`, of `psr_db` (`certified_<metric>`).
