@@ -224,7 +224,8 @@ def test_certificates_lie_below_what_attacks_leave() -> None:
     assert verdict(certified(0.5), left(0.4, norm="linf")) == "failed"
     assert verdict(certified(0.5, norm="linf"), left(0.4)) == "not applicable"
     # Another classifier, another budget, another site, and what is not covered.
-    for other in ({"defense": "vote"}, {"psr_db": -10.0}, {"sites": "air"}, {"attack_params": {"kind": "universal"}}):
+    others: list[dict[str, Any]] = [{"defense": "vote"}, {"psr_db": -10.0}, {"sites": "air"}]
+    for other in [*others, *({"attack_params": {"kind": kind}} for kind in ("universal", "patch"))]:
         assert verdict(certified(0.5), left(0.4, **other)) == "not applicable"
     assert verdict(left(0.4)) == "not applicable"
     # Objects; and of an error more is worse.

@@ -13,6 +13,7 @@ import pandas as pd
 from fedsem.auditing.finding import POINT, Family, Outcome, beaten, shown
 from fedsem.data.dataset import Split
 from fedsem.federation.state import FederationState
+from fedsem.hooks.evasion import Evasion
 from fedsem.plan import Plan
 from fedsem.registry import find
 from fedsem.reporting.findings import Verdict
@@ -203,9 +204,10 @@ def certified_below_attacked(record: Record) -> Outcome:
 
 
 def _bounded(params: Any) -> bool:
-    """Whether an attack with these options keeps its budget in every image."""
+    """Whether an attack with these options keeps its budget in every image; triggers have none."""
     options = json.loads(params) if isinstance(params, str) else {}
-    return "kind" in options and not find("attack", options["kind"]).mean_power  # type: ignore[attr-defined]
+    cls = find("attack", options["kind"]) if "kind" in options else None
+    return cls is not None and issubclass(cls, Evasion) and not cls.mean_power
 
 
 def _row(rows: pd.DataFrame, most: str) -> dict[Hashable, Any]:
