@@ -134,7 +134,10 @@ def ablate(
                 f"'{store.folder}' lacks the run of '{lacking[0]}': it was begun with another scenario, or by "
                 "another version of fedsem; start a new ablation."
             )
-        return _Schedule(store, checked, members, jobs or at_once(checked), progress).run()
+        try:
+            return _Schedule(store, checked, members, jobs or at_once(checked), progress).run()
+        except KeyboardInterrupt:
+            raise ctrl_c.Interrupted(store.folder) from None
 
 
 def planned(

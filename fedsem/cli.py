@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ def run(
 
     SCENARIO is a YAML file, or the name of a shipped scenario.
     """
-    with _sentences("; finish the run with: fedsem run --resume RUN_DIR"):
+    with _sentences("finish the run with: fedsem run --resume"):
         if resume is not None and folder is not None:
             raise FedsemError("A resumed run stays in its folder: leave out --out.")
         from fedsem.runner import run as run_scenario
@@ -162,7 +163,7 @@ def ablate(
     SCENARIO is a YAML file, or the name of a shipped scenario; its block ABLATE names axes too. Every combination is a
     run in a process of its own; trainings that are the same are made once.
     """
-    with _sentences("; finish it with: fedsem ablate --resume FOLDER"):
+    with _sentences("finish it with: fedsem ablate --resume"):
         if resume is not None and folder is not None:
             raise FedsemError("A resumed ablation stays in its folder: leave out --out.")
         from fedsem.ablation import ablate as run_ablation
@@ -370,15 +371,20 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def _sentences(if_interrupted: str = "") -> Iterator[None]:
-    """Turn errors into one sentence and exit code 1; FEDSEM_DEBUG=1 shows tracebacks instead."""
+def _sentences(finish: str = "") -> Iterator[None]:
+    """Turn errors into one sentence and exit code 1; FEDSEM_DEBUG=1 shows tracebacks instead.
+
+    Args:
+        finish: how what was interrupted can be finished, but for its folder.
+    """
     try:
         yield
     except typer.Exit:
         raise
     except (KeyboardInterrupt, Exception) as error:
         if ctrl_c.interrupts(error):
-            err.print(f"Interrupted{if_interrupted}", highlight=False)
+            what = f"; {finish} {shlex.quote(str(error.folder))}" if isinstance(error, ctrl_c.Interrupted) else ""
+            err.print(f"Interrupted{what}", highlight=False, markup=False, soft_wrap=True)
             raise typer.Exit(ctrl_c.EXIT_CODE) from None
         if os.environ.get("FEDSEM_DEBUG") == "1":
             raise

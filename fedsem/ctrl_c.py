@@ -8,11 +8,24 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 
 EXIT_CODE = 130
 """Of a process that Ctrl-C has ended: 128 + SIGINT, as shells have it."""
 _pressed = threading.Event()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while something was made that can be finished.
+
+    Attributes:
+        folder: of the run or the ablation.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
 
 
 def listen() -> None:

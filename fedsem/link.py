@@ -61,8 +61,7 @@ class Transmission:
         if self.x.dim() == 2:
             return self
         picked = [k * len(self.x) // of for k in draws]
-        each = isinstance(self.amplitude, Tensor) and self.amplitude.dim() == 3
-        amplitude = self.amplitude[picked] if each else self.amplitude  # type: ignore[index]
+        amplitude = self._amplitudes[picked]
         return Transmission(self.x[picked], amplitude, self.selected and self.selected.in_draws(picked))
 
     @classmethod
@@ -71,10 +70,7 @@ class Transmission:
         x, selected = torch.cat([part.x for part in parts], -2), [part.selected for part in parts if part.selected]
         if not selected:
             return cls(x, 1.0)
-        amplitude = torch.cat(
-            [torch.as_tensor(part.amplitude, device=x.device).expand(*part.x.shape[:-1], 1) for part in parts], -2
-        )
-        return cls(x, amplitude, Selected.joined(selected))
+        return cls(x, torch.cat([part._amplitudes for part in parts], -2), Selected.joined(selected))
 
     @classmethod
     def stacked(cls, parts: Sequence[Transmission]) -> Transmission:
@@ -82,10 +78,12 @@ class Transmission:
         x, selected = torch.stack([part.x for part in parts]), [part.selected for part in parts if part.selected]
         if not selected:
             return cls(x, 1.0)
-        amplitude = torch.stack(
-            [torch.as_tensor(part.amplitude, device=x.device).expand(len(part.x), 1) for part in parts]
-        )
-        return cls(x, amplitude, Selected.stacked(selected))
+        return cls(x, torch.stack([part._amplitudes for part in parts]), Selected.stacked(selected))
+
+    @property
+    def _amplitudes(self) -> Tensor:
+        """Of every image."""
+        return torch.as_tensor(self.amplitude, device=self.x.device).expand(*self.x.shape[:-1], 1)
 
 
 class Transmitter(nn.Module):

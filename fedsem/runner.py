@@ -101,7 +101,7 @@ def run(
             if ctrl_c.interrupts(error):
                 if resume is None:  # one that was finished before stays so
                     store.write_manifest(status="interrupted", finished=now())
-                raise
+                raise ctrl_c.Interrupted(store.folder) from None
             if resume is None:
                 shutil.rmtree(store.folder)
             if isinstance(error, OSError):
@@ -113,7 +113,7 @@ def run(
         except (KeyboardInterrupt, Exception) as error:
             if ctrl_c.interrupts(error):
                 store.write_manifest(status="interrupted", finished=now())
-                raise
+                raise ctrl_c.Interrupted(store.folder) from None
             logging.getLogger(__name__).exception("The run failed.")
             store.write_manifest(status="failed", finished=now(), error=str(error))
             if isinstance(error, OSError):

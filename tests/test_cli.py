@@ -395,6 +395,7 @@ fedsem.cli.main()
     command = [sys.executable, "-c", code, "run", "quickstart", "--set", "compute.engine=local", "--out", "out"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr.startswith("Interrupted; finish the run with: ")
     (manifest,) = tmp_path.glob("out/quickstart/*/manifest.json")
+    folder = manifest.parent.relative_to(tmp_path)
+    assert ended.stderr == f"Interrupted; finish the run with: fedsem run --resume {folder}\n"
     assert json.loads(manifest.read_text())["status"] == "interrupted"

@@ -205,13 +205,17 @@ class Ballots:
         plan, digital = self.link.plan, self.link.transmitter.digital
         images = self.link.images + delta["input"] if "input" in delta else self.link.images
         reach = energy(self.link.images.double()).sqrt() / self.vote.sigma
+        arriving = {
+            (level, listener): airtime(self.link, self.air, listener, snr_db).received[0].tolist()
+            for (level, snr_db), listener in product(enumerate(snrs), listeners)
+        }
         for number, image in enumerate(images):
             index = torch.tensor([number], device=images.device)
             sent: dict[int, Transmission] = {}
             told: dict[tuple[Listener, int], Tensor] = {}
             here = delta["air"][index] if "air" in delta else None
             for (level, snr_db), listener in product(enumerate(snrs), listeners):
-                count = int(airtime(self.link, self.air, listener, snr_db).received[0, number])
+                count = arriving[level, listener][number]
                 if count and count not in sent:
                     sent[count] = self._patches_of_copies(number, image, count)
                 # Of a digital transmission the SNR decides how many patches arrive, and nothing else.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -93,16 +94,12 @@ class Directed(UpdateAttack):
         def tried(exponent: float, origin: float) -> tuple[float, float, float]:
             return harm(seen.aggregate(sent(2.0**exponent - origin)), mean), exponent, origin
 
-        best = max((tried(exponent, origin) for origin in self.origins() for exponent in EXPONENTS), key=_first)
+        best = max((tried(exponent, origin) for origin in self.origins() for exponent in EXPONENTS), key=itemgetter(0))
         for step in (0.5, 0.25):
             _, exponent, origin = best
             around = [one for one in (exponent - step, exponent + step) if EXPONENTS[0] <= one <= EXPONENTS[-1]]
-            best = max([best, *(tried(one, origin) for one in around)], key=_first)
+            best = max([best, *(tried(one, origin) for one in around)], key=itemgetter(0))
         return sent(2.0 ** best[1] - best[2])
-
-
-def _first(found: tuple[float, float, float]) -> float:
-    return found[0]
 
 
 def harm(made: Rows, mean: Rows) -> float:
