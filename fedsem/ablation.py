@@ -32,7 +32,7 @@ from fedsem.errors import FedsemError, OutputError, ScenarioError
 from fedsem.federation.engine import finished
 from fedsem.federation.job import Job
 from fedsem.parent import follow_parent
-from fedsem.plan import Plan, plan_of_text
+from fedsem.plan import Plan, plan_of_text, warn_of_slow_precision
 from fedsem.runner import run
 from fedsem.scenario import Scenario, check_scenario, dump_scenario
 from fedsem.scenario_file import Source, override, read_tree
@@ -217,7 +217,9 @@ def _create(scenario: Scenario, members: Sequence[Member], out: Path, reuse: Seq
             continue
         plans: list[tuple[str, Plan]] = plans_of(one.scenario)
         device = str(plans[0][1].device)
-        store = store or Store.begin(scenario, folder, device)
+        if store is None:
+            warn_of_slow_precision(plans[0][1])
+            store = Store.begin(scenario, folder, device)
         cell = Store.begin(one.scenario, folder / one.folder, device)
         # What is claimed now is refused later, should the code have changed: no table mixes two versions of it.
         prepare(one.scenario, plans, cell, reuse)

@@ -76,7 +76,7 @@ def run(
         if workers := _ray_workers(tree):
             child = SimulationProcess(workers)
             stack.callback(child.end)
-        from fedsem.plan import plan_of_text
+        from fedsem.plan import plan_of_text, warn_of_slow_precision
         from fedsem.reporting.results import Results
         from fedsem.stages import plans_of, prepare, run_stages
         from fedsem.store import Store, now
@@ -90,6 +90,7 @@ def run(
                 "out with --set ablate={}."
             )
         plans = plans_of(checked)
+        warn_of_slow_precision(plans[0][1])
         if resume is not None:
             store = Store.open(Path(resume).resolve())  # its name is the run's id, even of "."
         else:

@@ -83,7 +83,9 @@ class Compute(Strict):
     engine: Literal["ray", "local"] = "ray"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bf16"] = Field(
-        default="float32", description="of the encoder in training; everything else, and all evaluation, is float32"
+        default="float32",
+        description="of the encoder in training; everything else, and all evaluation, is float32. `bf16` trains the "
+        "[S3] network 1.8 times as fast on a CPU with instructions for it (AMX), at a twelfth of the speed on others",
     )
     execution: Literal["sequential"] = "sequential"
     workers: PositiveInt | None = Field(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsem.link import Transmitter
+from fedsem.plan import warn_of_slow_precision
 from fedsem.training import initial_parameters
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
@@ -137,6 +138,23 @@ def test_bf16_keeps_parameters_and_gradients_in_float32() -> None:
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "able", "told"),
+    [
+        ("bf16", {"avx512_bf16": False, "amx_bf16": False}, True),
+        ("bf16", {"avx512_bf16": False, "amx_bf16": True}, False),
+        ("bf16", {}, False),
+        ("float32", {"avx512_bf16": False, "amx_bf16": False}, False),
+    ],
+)
+def test_a_precision_that_the_cpu_can_only_emulate_is_told(
+    precision: str, able: dict[str, bool], told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    warn_of_slow_precision(small_plan(compute={"engine": "local", "device": "cpu", "precision": precision}))
+    assert ["compute.precision=float32" in record.getMessage() for record in caplog.records] == [True] * told
 
 
 @pytest.mark.parametrize(

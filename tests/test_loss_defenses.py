@@ -177,7 +177,7 @@ def test_adversarial_training_withstands_what_plain_training_does_not(tmp_path: 
     all digits and many passes: with few it learns nothing at all."""
     tree = {
         **LINK,
-        "compute": {"engine": "local", "precision": "bf16"},
+        "compute": {"engine": "local"},
         "data": {"kind": "digits"},
         "tasks": {"label": {"kind": "classification"}},
         "channels": {"down": {"kind": "awgn"}},

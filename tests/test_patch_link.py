@@ -42,7 +42,7 @@ from fedsem.wanted import weights_of
 BASE: dict[str, Any] = {
     "schema": 1,
     "name": "patches",
-    "compute": {"engine": "local", "device": "cpu", "precision": "bf16"},
+    "compute": {"engine": "local", "device": "cpu"},
     "data": {"kind": "digit_scenes", "train_scenes": 24, "test_scenes": 10},
     "link": {"encoder": {"kind": "mae", "scorer": "small"}},
     "channels": {"down": {"kind": "awgn"}},

@@ -55,7 +55,7 @@ class Pretraining(Strict):
     lr: PositiveFloat = 2e-3
     weight_decay: PositiveFloat = 0.05
     passes: PositiveInt = 4
-    precision: Literal["float32", "bf16"] = "bf16"
+    precision: Literal["float32", "bf16"] = "float32"
     seed: NonNegativeInt = 0
 
 
