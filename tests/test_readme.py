@@ -1,4 +1,4 @@
-"""What the README shows is what fedsem does."""
+"""What the README and the guide show is what fedsem does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fedsem.scenario import check_scenario
 from fedsem.scenario_file import load_scenario, read_tree
 from fedsem.sweep import cells
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
 SMALL = [
     "data={kind: digits, train_images: 100, test_images: 20}",
     "compute.engine=local",
@@ -28,7 +29,8 @@ SMALL = [
 
 
 def texts(holding: str) -> list[str]:
-    found = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    whole = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    found = re.findall(r"```yaml\n(.*?)```", whole, re.DOTALL)
     return [text for text in found if holding in text]
 
 
@@ -42,6 +44,19 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("readme") / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs" / "measured.md"], ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file of the repository, and to a heading where one is named."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    assert links
+    for path, heading in links:
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_example_scenario_is_valid_as_it_stands(example: Path) -> None:
