@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from fedsem.hooks.aggregate import Aggregate, Aggregator, Updates
@@ -19,11 +16,6 @@ class FlTrust(Aggregator):
     learnt on `data.reserve`, clean images of its own (Cao et al., FLTrust: Byzantine-robust Federated Learning via
     Trust Bootstrapping, 2021). It withstands any number of malicious updates, if the server's data are like the
     receivers'. How much a receiver counts does not matter. Where nobody is trusted, the result is zero."""
-
-    def adaptive(self) -> Mapping[str, Any] | None:
-        """A search along the spread of the honest deltas: what points against their mean has no trust, and a share of
-        the mean does no harm at the length that every delta is given."""
-        return {"kind": "alie", "search": True}
 
     @property
     def needs_root(self) -> bool:

@@ -32,8 +32,9 @@ def with_adaptive(scenario: Scenario) -> Scenario:
     called `adaptive_<attack>` after the one of the grid whose sites, norm and objective they have; nothing where that
     one is what they say, where none is in use, or where one of them says nothing. In `use.attacks` it stands for what
     the aggregator, the defenses in use and those of the grids say that acts in training, called `adaptive_<kind>`, with
-    the fraction and the rounds of the scenario's other attacks of that hook, of backdoors also their samples and
-    targets. Its triggers are measured in every grid that measures another one.
+    the options of the scenario's first attack of the same kind, and with the fraction and the rounds of its other
+    attacks of that hook, of backdoors also their samples and targets. Its triggers are measured in every grid that
+    measures another one.
 
     Raises:
         NothingKnown: nothing is known that could stand in `use.attacks`.
@@ -168,7 +169,9 @@ def _in_training(scenario: Scenario) -> list[TrainingAttack]:
 
 
 def _when(scenario: Scenario, cls: type[TrainingAttack]) -> dict[str, Any]:
-    """Fraction, rounds and targets of the scenario's other attacks of the same hook."""
+    """Options of the scenario's first attack of the same kind; fraction, rounds and targets of those of its hook."""
+    alike = [one for one in scenario.attacks.values() if type(one) is cls]
+    options = alike[0].model_dump(exclude_unset=True) if alike else {}
     hook = next((one for one in (UpdateAttack, Backdoor) if issubclass(cls, one)), TrainingAttack)
     keys = ["fraction", "first_round", "last_round", *(["samples", "targets"] if hook is Backdoor else [])]
     others = [one.model_dump(include=set(keys)) for one in scenario.attacks.values() if isinstance(one, hook)]
@@ -178,7 +181,7 @@ def _when(scenario: Scenario, cls: type[TrainingAttack]) -> dict[str, Any]:
             f"In the scenario, 'use.attacks': '{ADAPTIVE}' has {', '.join(most)} and {last} of the other attacks at "
             "its hook, and those differ; make them the same."
         )
-    return others[0] if others else {}
+    return options | (others[0] if others else {})
 
 
 def _add(attacks: dict[str, Any], name: str, attack: Any, scenario: Scenario) -> str:

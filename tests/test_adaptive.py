@@ -17,7 +17,7 @@ from fedsem.errors import ScenarioError
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.evasion import Evasion
-from fedsem.hooks.update import Seen
+from fedsem.hooks.update import Seen, harm
 from fedsem.registry import names
 from fedsem.scenario import Scenario, check_scenario
 from fedsem.streams import Stream
@@ -157,15 +157,15 @@ def trained(aggregator: Any, attacks: Mapping[str, Any] = FORGED, **changes: Any
 
 def test_in_training_it_is_the_line_search_through_the_rule() -> None:
     found = trained("median")
-    assert found.use.attacks == ["adaptive_ipm"]
-    attack = found.attacks["adaptive_ipm"]
-    assert (attack.kind, attack.search, attack.fraction) == ("ipm", True, 0.4)
+    assert found.use.attacks == ["adaptive_tailored"]
+    attack = found.attacks["adaptive_tailored"]
+    assert (attack.kind, attack.fraction) == ("tailored", 0.4)
     # Mixing makes a defense of an average too.
-    assert trained("fedavg", pre_aggregators=[{"kind": "nnm", "f": 2}]).use.attacks == ["adaptive_ipm"]
+    assert trained("fedavg", pre_aggregators=[{"kind": "nnm", "f": 2}]).use.attacks == ["adaptive_tailored"]
     assert resolve(found).training_attacks == (attack,)
 
 
-PATCH = {"kind": "patch", "fraction": 0.4, "samples": 0.3, "targets": {"label": 2}}
+PATCH = {"kind": "patch", "fraction": 0.4, "samples": 0.3, "targets": {"label": 2}, "size": 6}
 
 
 DEFENSES = {
@@ -230,7 +230,11 @@ def test_every_rule_but_averaging_has_an_attack_that_knows_it() -> None:
     [
         ("fedavg", FORGED, "'fedavg' names none"),
         ("median", {**FORGED, "more": {"kind": "ipm", "fraction": 0.2}}, "and those differ; make them the same"),
-        ("median", {"adaptive_ipm": {"kind": "ipm"}}, "'attacks.adaptive_ipm': this is what 'adaptive' is called here"),
+        (
+            "median",
+            {"adaptive_tailored": {"kind": "ipm"}},
+            "'attacks.adaptive_tailored': this is what 'adaptive' is called here",
+        ),
     ],
 )
 def test_what_cannot_be_adapted(aggregator: str, attacks: dict[str, Any], said: str) -> None:
@@ -249,12 +253,13 @@ def test_it_needs_an_attack_beside_it_and_nobody_may_take_its_name() -> None:
         scenario([], evaluation={"grids": [{"attacks": ["adaptive"], "snr_db": [10]}]})
 
 
-def facing(rule: Any, honest: np.ndarray, own: np.ndarray) -> Seen:
-    """What malicious receivers see who have learnt `own` where a server combines by this rule."""
+def facing(rule: Any, honest: np.ndarray, own: np.ndarray, root: np.ndarray | None = None) -> Seen:
+    """What malicious receivers see who have learnt `own` where a server combines by this rule and has learnt `root`."""
 
     def server(forged: np.ndarray) -> np.ndarray:
         rows = np.concatenate([honest, forged]).astype(np.float32)
-        made: np.ndarray = rule.aggregate(Updates(rows, np.ones(len(rows)), tuple(range(len(rows))))).delta
+        updates = Updates(rows, np.ones(len(rows)), tuple(range(len(rows))), root=root)
+        made: np.ndarray = rule.aggregate(updates).delta
         return made
 
     return Seen(honest, tuple(range(len(honest))), own, server)
@@ -297,6 +302,29 @@ def test_the_search_finds_what_lies_between_the_mean_and_nothing(kind: str, opti
     line = [moved(np.repeat(factor * mean[None], 6, 0)) for factor in np.linspace(-2, 1, 61)]
     assert max(line) > 0.02 * np.linalg.norm(mean)
     assert moved(forged(rule.adaptive(), seen)) >= 0.85 * max(line)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"bulyan": {"f": 4}, "foolsgold": {}, "reputation": {}}
+
+
+@pytest.mark.parametrize("common", [0.1, 0.5])
+@pytest.mark.parametrize("kind", sorted({*names("aggregator")} - {"fedavg", "fedprox"}))
+def test_what_knows_a_rule_does_more_harm_than_what_does_not(kind: str, common: float) -> None:
+    """Twenty receivers who agree little or much, six of them malicious: no less than ALIE, Min-Max and IPM at fixed
+    scales. (Along the mean alone nothing does more to FLTrust, nor to FLAME where they agree little.)"""
+    deltas = (np.random.default_rng(0).normal(size=(20, 200)) + common).astype(np.float32)
+    cls: Any = names("aggregator")[kind]
+    rule = cls.model_validate(OPTIONS.get(kind, {"f": 6} if "f" in cls.model_fields else {}))
+    honest, mean = deltas[:14], deltas[:14].mean(0)
+    root = (mean + np.random.default_rng(1).normal(size=200) / 2).astype(np.float32)
+    seen = facing(rule, honest, deltas[14:], root)
+
+    def harmful(sent: np.ndarray) -> float:
+        return harm(seen.aggregate(sent), mean)
+
+    known = harmful(forged(rule.adaptive(), seen))
+    for said in ({"kind": "alie", "z": 1.5}, {"kind": "min_max"}, {"kind": "ipm", "epsilon": 3.0}):
+        assert known >= 0.9 * harmful(forged(said, seen)), said
 
 
 @pytest.mark.parametrize("kind", ["foolsgold", "reputation"])

@@ -56,11 +56,10 @@ class Aggregator(Defense):
     """Combines deltas into one."""
 
     def adaptive(self) -> Mapping[str, Any] | None:
-        """Minus the mean of the honest deltas, the direction that undoes what they have learnt, as far as the rule
-        itself lets the server be led by it: a line search through the rule, as all malicious receivers send the same
-        (Fang et al., Local Model Poisoning Attacks to Byzantine-Robust Federated Learning, 2020; Shejwalkar and
-        Houmansadr, Manipulating the Byzantine, 2021). It needs nothing of a rule but that it can be asked."""
-        return {"kind": "ipm", "search": True}
+        """The most harmful of what searches through the rule find, as all malicious receivers send the same (Fang
+        et al., Local Model Poisoning Attacks to Byzantine-Robust Federated Learning, 2020; Shejwalkar and Houmansadr,
+        Manipulating the Byzantine, 2021). It needs nothing of a rule but that it can be asked."""
+        return {"kind": "tailored"}
 
     @property
     def proximal_mu(self) -> float:
