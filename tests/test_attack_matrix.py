@@ -214,6 +214,18 @@ def test_nothing_is_claimed_of_a_filter_that_no_trigger_knows() -> None:
     assert dict(zip(told["defense"], told["verdict"], strict=True)) == {"none": "judged", "filter": "no claim"}
 
 
+def test_a_trigger_that_knows_a_filter_counts_beside_a_stronger_one_that_does_not() -> None:
+    """One training plants both, as where a filter and a repair are known by different triggers."""
+    found = planted()
+    extra = found[found["cell"].str.contains("adaptive") & (found["metric"] == "reached")].copy()
+    extra = extra[extra["defense"] == "filter"].assign(attack="adaptive_blend", knowledge=KNOWS, value=0.9)
+    assert len(extra) == 2
+    both = pd.concat([found, extra], ignore_index=True)
+    one = panel(both)
+    last = one.entries[1][one.columns.index("adaptive, trigger")]
+    assert (round(last.value), last.claim) == (10, True)
+
+
 def test_hatches_and_frames_are_drawn() -> None:
     axes = draw("attack_matrix", byzantine(), SAMPLES).axes[0]
     boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]

@@ -159,10 +159,14 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strongest(rows: pd.DataFrame, trigger: pd.Series) -> pd.DataFrame:
-    """The rows, of several triggers that one training planted only the one that leaves the least."""
+    """The rows, of several triggers that one training planted only the one that leaves the least; it stands for all of
+    them, also for one that knows the defenses."""
+    same = ["link", "column", "seed", *PLACE]
     planted = rows[trigger].sort_values("value", kind="stable")
-    least = planted.drop_duplicates(["link", "column", "seed", *PLACE])
-    return rows.drop(planted.index.difference(least.index))
+    planted["knows"] = planted.groupby(same, dropna=False)["knows"].transform("any")
+    least = planted.drop_duplicates(same)
+    others = rows.drop(planted.index.difference(least.index))
+    return others.assign(knows=others["knows"].where(~others.index.isin(least.index), least["knows"]).astype(bool))
 
 
 def _noticed(rows: pd.DataFrame) -> pd.DataFrame:
