@@ -300,7 +300,7 @@ def warn_of_slow_precision(plan: Plan) -> None:
     bfloat16 a CPU emulates them, and the [S3] network trains at a twelfth of float32's speed."""
     if plan.scenario.compute.precision != "bf16" or plan.device.type != "cpu":
         return
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     if known and not any(there for name, there in known.items() if "bf16" in name):
         logging.getLogger(__name__).warning(
             "Warning: compute.precision is bf16, which this CPU has no instructions for: training may be ten times as "
