@@ -369,6 +369,18 @@ def test_a_strangers_attack_that_spends_images_budgets_on_others_fails(
     assert verdicts == {"failed"}
 
 
+def test_more_liars_than_what_comes_before_a_rule_assumes_are_suspicious(tmp_path: Path) -> None:
+    federation = {"rounds": 1, "aggregator": "median", "pre_aggregators": [{"kind": "nnm", "f": 1}]}
+    evaluation = {**SCENARIO["evaluation"], "grids": [{"attacks": ["none"], "snr_db": [10]}]}
+    changes = {"federation": federation, "evaluation": evaluation, "use": {"attacks": ["flip"]}}
+    flip = {"flip": {"kind": "sign_flip", "fraction": 0.5}}
+    found = fedsem.run({**SCENARIO, **changes, "attacks": flip}, out=tmp_path)
+    assert set(found.table["f_assumed"]) == {1}
+    (finding,) = [one for one in read_findings(found.folder) if one.check == "poison_present"]
+    assert finding.verdict == "suspicious"
+    assert finding.evidence.endswith("up to 2 of one group, and 1 are assumed.")
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     sweep = {"use.attacks": [[], ["flip"]]}

@@ -100,8 +100,8 @@ def disjoint(record: Record) -> Outcome:
 @RECORDS.check("attacks in training")
 def poison_present(record: Record) -> Outcome:
     """Where an attack acts in training, updates of malicious receivers did arrive, and the table says how many
-    (`malicious_updates`): a defense against none is no defense. A rule that assumes fewer than there were in some round
-    is suspicious: nothing is promised for it."""
+    (`malicious_updates`): a defense against none is no defense. A rule that assumes fewer than there were in some
+    round, or is preceded by what does, is suspicious: nothing is promised for it."""
     if not record.plan.training_attacks:
         return "not applicable", "No attack acts in training."
     if record.plan.scenario.federation.kind != "flower":
@@ -115,7 +115,7 @@ def poison_present(record: Record) -> Outcome:
     beyond = present[present["f_assumed"].notna() & (present["value"] > present["f_assumed"])]
     if beyond.empty:
         return "passed", f"{evidence}."
-    return "suspicious", f"{evidence}, and its rule assumes {int(beyond['f_assumed'].min())}."
+    return "suspicious", f"{evidence}, and {int(beyond['f_assumed'].min())} are assumed."
 
 
 @RECORDS.check("attacks with a budget")
