@@ -19,7 +19,9 @@ class AdversarialTraining(Ascent, PerturbedTraining):
     """Receivers minimise the loss at the worst perturbation that projected gradient ascent finds in every batch,
     min_w E max_{||d|| <= r} L(w, u + d) (Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks,
     2018), of their images, of what is on air, or of both. With one step from a random point it is "fast" adversarial
-    training (Wong, Rice and Kolter, Fast Is Better than Free, 2020; there with a step of 1.25 radii).
+    training (Wong, Rice and Kolter, Fast Is Better than Free, 2020; there with a step of 1.25 radii). With `steps: 1`
+    and `random_start: false` it is training on FGSM (Goodfellow et al., Explaining and Harnessing Adversarial Examples,
+    2015; there with `clean: 0.5`).
 
     It takes about 1 + `steps` times the time of plain training.
 

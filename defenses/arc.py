@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from pydantic import NonNegativeInt
 
-from fedsem.hooks.aggregate import PreAggregator, Updates
+from fedsem.hooks.aggregate import RobustPreAggregator, Updates
 from fedsem.registry import register
 
 from .clipping import shortening
@@ -13,18 +12,13 @@ from .distances import norms
 
 
 @register("pre_aggregator", "arc")
-class AdaptiveRobustClipping(PreAggregator):
+class AdaptiveRobustClipping(RobustPreAggregator):
     """Clips the k = floor(2 f (n - f) / n) longest deltas to the length of the longest that is left (Allouah et al.,
-    Adaptive Gradient Clipping for Robust Federated Learning, 2025). Weights stay with their receivers.
-
-    Attributes:
-        f: malicious updates that it assumes.
-    """
-
-    f: NonNegativeInt = 1
+    Adaptive Gradient Clipping for Robust Federated Learning, 2025). It needs n >= 2 f + 1 updates. Weights stay
+    with their receivers."""
 
     def mixture(self, updates: Updates) -> np.ndarray:
         lengths = norms(updates.deltas)
         count = len(lengths)
-        clipped = max(0, min(count - 1, 2 * self.f * (count - self.f) // count))
+        clipped = 2 * self.f * (count - self.f) // count
         return np.diag(shortening(lengths, float(np.sort(lengths)[count - clipped - 1])))

@@ -25,6 +25,16 @@ class MultiKrum(Krum):
     keep: PositiveInt | None = None
     weighted: bool = False
 
+    @property
+    def least_updates(self) -> int:
+        return max(super().least_updates, self.keep or 0)
+
+    @property
+    def demanding(self) -> tuple[str, int] | None:
+        if self.keep is None or self.keep <= super().least_updates:
+            return super().demanding
+        return "keep", self.keep
+
     def aggregate(self, updates: Updates) -> Aggregate:
         count = len(updates.deltas) - self.f if self.keep is None else self.keep
         kept = np.zeros(len(updates.deltas), bool)

@@ -10,6 +10,7 @@ import torch
 from fedsem.adaptive import with_adaptive
 from fedsem.errors import ScenarioError
 from fedsem.hooks.adversary import TrainingAttack
+from fedsem.hooks.aggregate import too_few
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion
 from fedsem.hooks.leakage import Leakage
@@ -199,7 +200,7 @@ def _check_groups(plan: Plan) -> None:
 
 
 def _check_aggregator(plan: Plan) -> None:
-    """The rule has enough updates in every group that it combines."""
+    """Rules and what comes before them have enough updates in every group."""
     federation = plan.scenario.federation
     if federation.kind != "flower":
         return
@@ -236,15 +237,13 @@ def _check_aggregator(plan: Plan) -> None:
             )
     for group, members in groups.items():
         rule = federation.rule(group)
-        for step in federation.pre_aggregators:
-            members = step.left(members)
-        if members < rule.least_updates:
+        if (found := too_few(rule, federation.pre_aggregators, members)) is not None:
+            step, reached = found
             name = "the encoder" if group == "shared" else f"the decoder of '{group.partition('/')[2]}'"
-            key = "aggregator" if rule is federation.aggregator else "group_aggregator"
-            raise ScenarioError(
-                f"In the scenario, 'federation.{key}': {rule.needs()}, and {name} has "
-                f"{members} in a round; lower f, or add receivers."
-            )
+            own = "aggregator" if rule is federation.aggregator else "group_aggregator"
+            key = own if step is rule else "pre_aggregators"
+            lack = step.lacks(f"{name} has {reached} in a round", "add receivers")
+            raise ScenarioError(f"In the scenario, 'federation.{key}': {lack}")
 
 
 def _check_rounds(plan: Plan) -> None:

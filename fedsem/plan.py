@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -213,11 +213,16 @@ class Plan:
         """Test images on the plan's device, as `train_examples`."""
         return examples_of(self.dataset.test, self.device)
 
-    def some_train_images(self, count: int) -> Tensor:
+    def some_train_examples(self, count: int) -> Examples:
         """At most `count` training images in [0, 1], evenly spaced: a data set may be sorted by class."""
         total = len(self.dataset.train)
         count = min(count, total)
-        return self.train_examples.images[torch.arange(count, device=self.device) * total // count].float() / 255
+        some = self.train_examples.at(torch.arange(count, device=self.device) * total // count)
+        return replace(some, images=some.images.float() / 255)
+
+    def some_train_images(self, count: int) -> Tensor:
+        """`some_train_examples` without what else is known of them."""
+        return self.some_train_examples(count).images
 
     def trained_branches(self, receiver: Receiver) -> tuple[Branch, ...]:
         """Those of a receiver's branches that it trains with. Others, which have weight 0 and a decoder with nothing to

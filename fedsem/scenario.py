@@ -223,6 +223,12 @@ class Federation(Strict):
         """The aggregator of an aggregation group: `shared`, or a decoder's owner."""
         return self.aggregator if group == "shared" or self.group_aggregator is None else self.group_aggregator
 
+    def assumed_f(self, group: str) -> int | None:
+        """The smallest number of malicious updates that an aggregation group's rule, or what comes before it, is set to
+        withstand; None where neither assumes any."""
+        assumed = (step.assumed_f for step in (*self.pre_aggregators, self.rule(group)))
+        return min((f for f in assumed if f is not None), default=None)
+
 
 class Draws(Strict):
     """Channel draws per test image.

@@ -420,7 +420,7 @@ def _table(scenario: Scenario, plans: Sequence[tuple[str, Plan]], units: Sequenc
             "aggregator": "+".join(rule.kind for rule in (*federation.pre_aggregators, federation.aggregator))
             if federation.kind == "flower"
             else "none",
-            "f_assumed": federation.aggregator.assumed_f if federation.kind == "flower" else None,
+            "f_assumed": federation.assumed_f("shared") if federation.kind == "flower" else None,
         }
         for unit in members:
             state = FederationState.load(unit.job.folder)

@@ -257,6 +257,18 @@ def test_a_defense_is_audited_with_what_the_attack_knows_of_it(undefended: Train
     assert verdict(known, "equal_to_differences")[0] == "not applicable"
 
 
+@pytest.mark.parametrize("confidence", [0.0, 0.02])
+def test_a_link_near_chance_says_nothing(undefended: TrainedLink, confidence: float) -> None:
+    """A receiver who says nearly always the same has nowhere to fall."""
+    always = F.one_hot(torch.tensor(0), 10)
+    judged = subject(masked_decision(undefended, lambda logits: confidence * logits + always))
+    assert judged.clean.mean() < 2 * judged.chance
+    for name in ("unbounded", "frozen_noise"):
+        told, evidence = verdict(judged, name)
+        assert told == "not applicable"
+        assert evidence.endswith("less than twice chance (0.100): a fall says nothing.")
+
+
 def anomalies() -> Any:
     """A detector whose score has a gradient everywhere."""
     return find("defense", "symbol_anomaly").model_validate({})

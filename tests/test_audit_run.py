@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from typer.testing import CliRunner
 
 import fedsem
+from fedsem import registry
 from fedsem.audit import audit, targets_of
 from fedsem.auditing.finding import beaten, difference
 from fedsem.auditing.records import RECORDS, Record
@@ -24,11 +26,14 @@ from fedsem.cli import app
 from fedsem.data.dataset import Split
 from fedsem.errors import OutputError
 from fedsem.federation.state import FederationState
+from fedsem.hooks.budget import ascent, radius
+from fedsem.hooks.evasion import Evasion, Perturbation, Problem
 from fedsem.plan import Plan
 from fedsem.reporting import table
 from fedsem.reporting.findings import FILE, Finding, counts, digest, read_findings, write_findings
 from fedsem.reporting.results import Results
 from fedsem.scenario import check_scenario
+from fedsem.streams import Stream
 
 SCENARIO: dict[str, Any] = {
     "schema": 1,
@@ -160,6 +165,15 @@ def test_no_attack_exceeds_its_budget() -> None:
     assert said("achieved_psr", record(row("accuracy", 0.5, **STEPS, psr_achieved_db=-20.1)))[0] == "passed"
     assert said("achieved_psr", record(row("accuracy", 0.5, **STEPS, psr_achieved_db=-19.9)))[0] == "failed"
     assert said("achieved_psr", record(row("accuracy", 0.9)))[0] == "not applicable"
+
+
+def test_no_image_exceeds_its_own_budget() -> None:
+    within = row("accuracy", 0.5, **STEPS, psr_achieved_db=-20.1)
+    for share, verdict in ((0.0, "passed"), (0.25, "failed")):
+        over = row("over_budget", share, **STEPS, psr_achieved_db=-20.1)
+        assert said("achieved_psr", record(within, over))[0] == verdict
+    told = said("achieved_psr", record(within, over))[1]
+    assert told.endswith("25% of the images have more than their own under 'steps' at PSR -20 dB.")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +331,54 @@ def test_damaged_findings_are_said(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content, encoding="utf-8")
     with pytest.raises(OutputError, match=r"cannot be read .*; run 'fedsem audit"):
         read_findings(tmp_path)
+
+
+class Uneven(Evasion):
+    """Twice the power on every other row, and none on the others."""
+
+    def perturb(self, problem: Problem, stream: Stream) -> Perturbation:
+        delta: Perturbation = {}
+        for name in self.sites:
+            site = problem.sites[name]
+            power = 2 * problem.psr * torch.arange(len(site.clean)).remainder(2)
+            delta[name] = ascent(torch.ones_like(site.clean), "l2") * radius(site, power, "l2")
+        return delta
+
+
+def test_a_strangers_attack_that_spends_images_budgets_on_others_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(registry._registry["attack"], "uneven", Uneven)
+    monkeypatch.setattr(Uneven, "kind", "uneven", raising=False)
+    monkeypatch.setattr(Uneven, "group", "attack", raising=False)
+    attacks = {
+        "even": {"kind": "pgd", "steps": 1, "sites": ["air"]},
+        "uneven": {"kind": "uneven", "sites": ["air"]},
+        "knowing": {"kind": "uneven", "sites": ["air"], "knowledge": {"channel": "csi"}},
+    }
+    grid = {"attacks": ["none", "noise", *attacks], "snr_db": [10], "psr_db": [-20, -10]}
+    evaluation = {**SCENARIO["evaluation"], "grids": [grid]}
+    found = fedsem.run({**SCENARIO, "seeds": [0, 1], "attacks": attacks, "evaluation": evaluation}, out=tmp_path)
+    rows = found.table[found.table["metric"].str.startswith("over_budget")]
+    place = rows[["attack", "task", "psr_db", "seed"]].fillna({"seed": -1})
+    assert len(rows) == len(place.drop_duplicates()) == 2 * 2 * 2 * 3
+    assert set(rows["attack"]) == {"uneven", "knowing"}
+    assert set(rows["value"]) == {0.5}
+    assert (found.table["psr_achieved_db"] - found.table["psr_db"]).max() < 0.01
+    verdicts = {one.verdict for one in read_findings(found.folder) if one.check == "achieved_psr"}
+    assert verdicts == {"failed"}
+
+
+def test_more_liars_than_what_comes_before_a_rule_assumes_are_suspicious(tmp_path: Path) -> None:
+    federation = {"rounds": 1, "aggregator": "median", "pre_aggregators": [{"kind": "nnm", "f": 1}]}
+    evaluation = {**SCENARIO["evaluation"], "grids": [{"attacks": ["none"], "snr_db": [10]}]}
+    changes = {"federation": federation, "evaluation": evaluation, "use": {"attacks": ["flip"]}}
+    flip = {"flip": {"kind": "sign_flip", "fraction": 0.5}}
+    found = fedsem.run({**SCENARIO, **changes, "attacks": flip}, out=tmp_path)
+    assert set(found.table["f_assumed"]) == {1}
+    (finding,) = [one for one in read_findings(found.folder) if one.check == "poison_present"]
+    assert finding.verdict == "suspicious"
+    assert finding.evidence.endswith("up to 2 of one group, and 1 are assumed.")
 
 
 @pytest.fixture(scope="module")

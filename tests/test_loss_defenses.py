@@ -71,6 +71,34 @@ def test_the_worst_of_a_linear_loss_is_found_in_closed_form(site: str, steps: in
         assert float(loss) == pytest.approx(float(worst.mean()), rel=1e-5)
 
 
+class Bent(Linear):
+    """A step whose loss is a sum of sines: its gradient depends on where it is taken."""
+
+    psr = from_db(-20.0)
+
+    @property
+    def sites(self) -> dict[str, SiteState]:
+        return {name: self.site(name) for name in self.slopes}
+
+    def losses(self, delta: Perturbation) -> Tensor:
+        parts = [(self.slopes[name] * (self.site(name).clean + value)).sin() for name, value in delta.items()]
+        return torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
+
+    def gradient(self, delta: Perturbation, step: int) -> Perturbation:
+        leaves = {name: value.clone().requires_grad_(True) for name, value in delta.items()}
+        return dict(zip(leaves, torch.autograd.grad(self.losses(leaves).sum(), list(leaves.values())), strict=True))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_one_step_from_the_centre_is_fgsm(norm: str) -> None:
+    step, shared = Bent(), {"norm": norm, "sites": ["input", "air"]}
+    attack: Any = find("attack", "fgsm").model_validate(shared)
+    theirs = attack.perturb(step, Stream(0))
+    defense("adversarial_training", psr_db=-20, steps=1, random_start=False, **shared).loss(step, Stream(0))
+    for name, value in step.asked[-1].items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-7)
+
+
 @given(
     st.sampled_from(["l2", "linf"]),
     st.sampled_from([["input"], ["air"], ["input", "air"]]),

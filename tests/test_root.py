@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 
 from fedsem import run
 from fedsem.checks import resolve
-from fedsem.errors import ScenarioError
+from fedsem.errors import FederationError, ScenarioError
 from fedsem.federation import history, rounds
 from fedsem.federation.adversaries import forged
 from fedsem.federation.root import ROOT, root_update
@@ -138,6 +138,38 @@ def test_reversed_updates_are_dropped_and_counted(tmp_path: Path, engine: str) -
             r"'krum' with f = 1 needs at least 5 updates, and the encoder has 3",
         ),
         (
+            {"federation": {"rounds": 1, "pre_aggregators": ["clipping", {"kind": "nnm", "f": 30}]}},
+            r"'federation\.pre_aggregators': 'nnm' with f = 30 needs at least 61 updates, and the encoder has 5 in a "
+            r"round; lower f, or add receivers\.$",
+        ),
+        (
+            {"federation": {"rounds": 1, "pre_aggregators": [{"kind": "arc", "f": 3}]}},
+            r"'federation\.pre_aggregators': 'arc' with f = 3 needs at least 7 updates, and the encoder has 5",
+        ),
+        (
+            {"federation": {"rounds": 1, "pre_aggregators": [{"kind": "bucketing", "size": 3}, "nnm"]}},
+            r"'federation\.pre_aggregators': 'nnm' with f = 1 needs at least 3 updates, and the encoder has 2",
+        ),
+        (
+            {"federation": {"rounds": 1, "pre_aggregators": [{"kind": "bucketing", "size": 5}]}},
+            r"'federation\.pre_aggregators': 'bucketing' with size = 5 needs at least 6 updates, and the encoder has 5 "
+            r"in a round; lower size, or add receivers\.$",
+        ),
+        (
+            {"federation": {"rounds": 1, "aggregator": {"kind": "multi_krum", "keep": 30}}},
+            r"'federation\.aggregator': 'multi_krum' with keep = 30 needs at least 30 updates, and the encoder has 5 "
+            r"in a round; lower keep, or add receivers\.$",
+        ),
+        (
+            {"federation": {"rounds": 1, "aggregator": {"kind": "multi_krum", "f": 2, "keep": 6}}},
+            r"'federation\.aggregator': 'multi_krum' with f = 2 needs at least 7 updates",
+        ),
+        (
+            {"federation": {"rounds": 1, "fraction": 0.4, "aggregator": "flame"}},
+            r"'federation\.aggregator': 'flame' needs at least 3 updates, and the encoder has 2 in a round; add "
+            r"receivers\.$",
+        ),
+        (
             {"federation": {"rounds": 1, "group_aggregator": "fedprox"}},
             r"'federation\.group_aggregator': 'fedprox' holds receivers near the global encoder",
         ),
@@ -154,6 +186,24 @@ def test_reversed_updates_are_dropped_and_counted(tmp_path: Path, engine: str) -
 def test_what_a_rule_needs_is_checked_before_anything_is_trained(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ScenarioError, match=sentence):
         resolve(check_scenario({**TRUSTED, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"pre_aggregators": ["nnm"]}, "'nnm' with f = 1 needs at least 3 updates.*; lower f, or raise federation"),
+        ({"pre_aggregators": ["arc"]}, "'arc' with f = 1 needs"),
+        ({"pre_aggregators": [{"kind": "bucketing", "size": 3}]}, "'bucketing' with size = 3 needs at least 4"),
+        ({"aggregator": {"kind": "multi_krum", "f": 0, "keep": 4}}, "'multi_krum' with keep = 4 needs at least 4"),
+        ({"aggregator": "flame"}, r"'flame' needs at least 3 updates, and 'shared' has 2 .*; raise federation\."),
+    ],
+)
+def test_a_round_of_too_few_valid_updates_ends_as_with_a_rule(options: dict[str, Any], sentence: str) -> None:
+    """Enough were asked; two are valid."""
+    plan = plan_of(federation={"rounds": 1, "min_receivers": 2, **options}, use={"attacks": []})
+    state = FederationState.initial(plan, 3)
+    with pytest.raises(FederationError, match=sentence):
+        rounds.combine(plan, 3, state, range(5), replies_of(plan, state)[:2])
 
 
 def test_decoders_may_be_combined_otherwise_than_the_encoder() -> None:
@@ -216,6 +266,18 @@ def test_each_group_is_recorded_with_what_its_own_rule_assumes(tmp_path: Path) -
     assert encoder[["value", "n", "aggregator", "f_assumed"]].to_numpy().tolist() == [[2.0, 5, "krum", 1]]
     assert decoder[["value", "n", "aggregator"]].to_numpy().tolist() == [[2.0, 5, "median"]]
     assert decoder["f_assumed"].isna().all()
+
+
+def test_what_is_assumed_is_the_least_of_the_rule_and_what_comes_before_it() -> None:
+    def assumed(**federation: Any) -> list[int | None]:
+        found = plan_of(federation=federation, use={"attacks": []}).scenario.federation
+        return [found.assumed_f("shared"), found.assumed_f("group/label")]
+
+    nnm = {"kind": "nnm", "f": 2}
+    assert assumed(aggregator="median") == [None, None]
+    assert assumed(aggregator="median", pre_aggregators=["clipping", "bucketing"]) == [None, None]
+    assert assumed(aggregator="median", pre_aggregators=[nnm, "arc"]) == [1, 1]
+    assert assumed(aggregator="krum", group_aggregator="median", pre_aggregators=[nnm]) == [1, 2]
 
 
 def test_updates_are_combined_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

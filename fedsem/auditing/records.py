@@ -12,6 +12,7 @@ import pandas as pd
 
 from fedsem.auditing.finding import POINT, Family, Outcome, beaten, shown
 from fedsem.data.dataset import Split
+from fedsem.evaluation.tabulate import OVER_BUDGET
 from fedsem.federation.state import FederationState
 from fedsem.hooks.evasion import Evasion
 from fedsem.plan import Plan
@@ -99,8 +100,8 @@ def disjoint(record: Record) -> Outcome:
 @RECORDS.check("attacks in training")
 def poison_present(record: Record) -> Outcome:
     """Where an attack acts in training, updates of malicious receivers did arrive, and the table says how many
-    (`malicious_updates`): a defense against none is no defense. A rule that assumes fewer than there were in some round
-    is suspicious: nothing is promised for it."""
+    (`malicious_updates`): a defense against none is no defense. A rule that assumes fewer than there were in some
+    round, or is preceded by what does, is suspicious: nothing is promised for it."""
     if not record.plan.training_attacks:
         return "not applicable", "No attack acts in training."
     if record.plan.scenario.federation.kind != "flower":
@@ -114,18 +115,25 @@ def poison_present(record: Record) -> Outcome:
     beyond = present[present["f_assumed"].notna() & (present["value"] > present["f_assumed"])]
     if beyond.empty:
         return "passed", f"{evidence}."
-    return "suspicious", f"{evidence}, and its rule assumes {int(beyond['f_assumed'].min())}."
+    return "suspicious", f"{evidence}, and {int(beyond['f_assumed'].min())} are assumed."
 
 
 @RECORDS.check("attacks with a budget")
 def achieved_psr(record: Record) -> Outcome:
-    """No attack in the table achieved more than the PSR that stands beside it."""
+    """No attack in the table achieved more than the PSR that stands beside it, neither on average over images nor,
+    where its budget holds in every image, in any of them (`over_budget` in the table is the share of those that are
+    above it, and stands there only where there are some)."""
     rows = record.measured[record.measured["psr_db"].notna() & record.measured["psr_achieved_db"].notna()]
     if rows.empty:
         return "not applicable", "No attack of the table has a budget."
     excess = float((rows["psr_achieved_db"] - rows["psr_db"]).max())
     count = len(rows[["attack", "psr_db", "defense"]].drop_duplicates())
     evidence = f"At most {excess:+.3f} dB beside the budget, of {count} attacks and PSRs."
+    over = rows[(rows["metric"] == OVER_BUDGET) & (rows["value"] > 0)]
+    if not over.empty:
+        worst = _row(over, "value")
+        where = f"'{worst['attack']}' at PSR {worst['psr_db']:g} dB"
+        return "failed", f"{evidence} {worst['value']:.0%} of the images have more than their own under {where}."
     return ("failed" if excess > ROUNDING_DB else "passed"), evidence
 
 

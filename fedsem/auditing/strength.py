@@ -24,6 +24,8 @@ STRENGTH: Family[LinkSubject] = Family(
 )
 CENTRAL = (0.2, 0.8)
 """Accuracies between which convergence is judged: elsewhere nothing is left to change."""
+LEAST_CLEAN = 2.0
+"""Times chance that a link must decide rightly without attack, for its fall to chance to say anything."""
 NEAR = 0.05
 """How far above chance an accuracy may lie to be called chance."""
 ROUNDING_DB = 0.01
@@ -37,8 +39,9 @@ def unbounded(subject: LinkSubject) -> Outcome:
     """With all the power there is (PSR +20 dB: any picture can be made any other, which a detector flags no more
     often than it raises false alarms) PGD brings accuracy down to chance or below. Half of the clean accuracy or more
     fails: the attack does not find what is certainly there. Between that and chance plus five points it is suspicious.
+    A link that is right less than twice as often as chance without attack says nothing.
     """
-    if reason := _inapplicable(subject):
+    if reason := _inapplicable(subject) or _near_chance(subject):
         return "not applicable", reason
     left = float(subject.overwhelmed.mean())
     evidence = (
@@ -51,8 +54,8 @@ def unbounded(subject: LinkSubject) -> Outcome:
 def frozen_noise(subject: LinkSubject) -> Outcome:
     """Without channel noise the link says the same when it is asked again, and PGD at PSR +20 dB succeeds as it must
     with noise. Other answers fail: randomness that belongs to no channel draw makes attacks stray, unless they average
-    over it too."""
-    if reason := _inapplicable(subject):
+    over it too. A link that is right less than twice as often as chance without attack says nothing."""
+    if reason := _inapplicable(subject) or _near_chance(subject):
         return "not applicable", reason
     quiet = subject.problem(MOST_DB).quiet()
     first, second = (measure(quiet, subject.nothing, 0, objective) for _ in range(2))
@@ -179,6 +182,14 @@ def _inapplicable(subject: LinkSubject) -> str:
     if not subject.classifies:
         return f"'{subject.task}' has no accuracy."
     return "" if subject.attached else "There is no gradient."
+
+
+def _near_chance(subject: LinkSubject) -> str:
+    """Why a fall to chance would say nothing; empty where it would."""
+    clean = float(subject.clean.mean())
+    if clean >= LEAST_CLEAN * subject.chance:
+        return ""
+    return f"Without attack {clean:.3f} are right, less than twice chance ({subject.chance:.3f}): a fall says nothing."
 
 
 def _several(subject: LinkSubject) -> str:

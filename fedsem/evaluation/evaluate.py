@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsem.adaptive import knowing, knows
 from fedsem.evaluation.air import Air
@@ -25,6 +26,7 @@ from fedsem.evaluation.problem import LinkProblem
 from fedsem.evaluation.repaired import findings
 from fedsem.evaluation.samples import Samples
 from fedsem.evaluation.score import Key, Scorer, key_of
+from fedsem.evaluation.tabulate import OVER_BUDGET
 from fedsem.evaluation.trained import Listener, Mode, TrainedLink
 from fedsem.evaluation.voting import together
 from fedsem.hooks.budget import gaussian
@@ -43,6 +45,8 @@ from fedsem.streams import Stream
 from fedsem.units import achieved_psr, energy, from_db, to_db
 
 BUILT_IN = ("none", "noise")
+ROUNDING = 1e-3
+"""Share by which an image's PSR may lie above its budget."""
 MOST_MADE = 2**30
 """Bytes of perturbations that are kept for other defenses at most."""
 Spot = tuple[str, str, str, float]
@@ -499,6 +503,8 @@ class _Evaluation:
                 aim = "joint" if attack.objective == "joint" else attack.goals(self.link.plan)
                 columns |= {"objective": json.dumps(aim, sort_keys=True), "norm": attack.norm}
         numbers: dict[Spot, int] = {}
+        bounded = name != "noise" and not attack.mean_power and not attack.minimal
+        excess = {OVER_BUDGET: _over_budget(delta, problem, from_db(at.psr_db))} if bounded else {}
         for sensing in (False, True):
             levels = self.scorer.score(
                 self.listeners(sensing, at.tasks), at.snrs[sensing], problem.shaped(delta), attack
@@ -514,9 +520,8 @@ class _Evaluation:
                     numbers[spot] = len(self.points)
                     if attack.minimal and name != "noise" and attack.goals(self.link.plan).get(key[1]):
                         metrics |= _least_power(delta, problem)
-                    point = Point(
-                        {**self.columns(key, snr_db), **columns, **axis}, metrics, self.clean[spot], noise.get(spot)
-                    )
+                    told = {**self.columns(key, snr_db), **columns, **axis}
+                    point = Point(told, {**metrics, **excess}, self.clean[spot], noise.get(spot))
                     self.points.append(point)
         if name != "noise":
             shown = {"attack": name, "psr_db": at.psr_db}
@@ -571,14 +576,26 @@ class _Evaluation:
 
 
 def _least_power(delta: Perturbation, problem: LinkProblem) -> dict[str, Tally]:
-    """PSR in dB of the examples that an attack of least power breaks (the larger of two sites'), and their share."""
-    psr = torch.stack([achieved_psr(value, problem.sites[site].energy) for site, value in delta.items()]).amax(0)
+    """PSR in dB of the examples that an attack of least power breaks, and their share."""
+    psr = _largest_psr(delta, problem)
     broken = (psr > 0).double().cpu().numpy()
     levels = to_db(psr.double().clamp_min(1e-30)).cpu().numpy() * broken
     return {
         "least_psr_db": Tally(levels, broken, receptions=1),
         "broken": Tally(broken, np.ones_like(broken), receptions=1),
     }
+
+
+def _over_budget(delta: Perturbation, problem: LinkProblem, psr: float) -> Tally:
+    """Whether each image's perturbation has more than this PSR, beyond rounding (of one for each reception, how many
+    do): the mean over images may hide it."""
+    over = ~(_largest_psr(delta, problem) <= psr * (1 + ROUNDING)).view(-1, len(problem.link.labels)).cpu().numpy()
+    return Tally(over.sum(0, dtype=float), np.full(over.shape[1], float(len(over))), receptions=len(over))
+
+
+def _largest_psr(delta: Perturbation, problem: LinkProblem) -> Tensor:
+    """PSR of each row's perturbation, of two sites the larger, (B,)."""
+    return torch.stack([achieved_psr(value, problem.sites[site].energy) for site, value in delta.items()]).amax(0)
 
 
 def encoder_paints(link: TrainedLink, listener: Listener) -> bool:

@@ -13,6 +13,7 @@ from fedsem.evaluation.average_precision import Detections, Ranking
 from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.point import Tally
 from fedsem.evaluation.reception import Heard, Receptions
+from fedsem.evaluation.thresholds import Thresholds
 from fedsem.evaluation.trained import Listener, TrainedLink
 from fedsem.evaluation.voting import Ballots, together
 from fedsem.hooks.evasion import Evasion, Perturbation
@@ -29,7 +30,7 @@ Scores = dict[Key, dict[str, "Tally | Ranking"]]
 
 
 class Scorer:
-    """Scores perturbations of a trained link; thresholds that clean receptions set are kept.
+    """Scores perturbations of a trained link; what was set on clean receptions is kept.
 
     Args:
         link: the trained link.
@@ -44,7 +45,7 @@ class Scorer:
             assert link.plan.dataset.reserve is not None, "checked with the scenario"
             self.alarms = Alarms(link, link.detector, link.plan.dataset.reserve)
         self.ballots = None if link.vote is None else Ballots(link, air)
-        self.thresholds: dict[tuple[str, float], float | None] = {}
+        self.thresholds = Thresholds(link, air.draws)
 
     def score(
         self,
@@ -60,7 +61,7 @@ class Scorer:
         everything = self.receptions.everything
         scores: list[Scores] = [{key_of(listener): {} for listener in listeners} for _ in snrs]
         found: dict[tuple[int, Key], Detections] = {}
-        thresholds = {listener: [self._threshold(listener, snr_db) for snr_db in snrs] for listener in listeners}
+        thresholds = {listener: [self.thresholds.of(listener, snr_db) for snr_db in snrs] for listener in listeners}
         for listener, heard in self.receptions.heard(listeners, snrs, delta):
             task, key = self.link.plan.task(listener.branch), key_of(listener)
             levels = heard.times.any(1).nonzero()[:, 0].tolist()
@@ -146,22 +147,6 @@ class Scorer:
             "masked_mse": Share((error * lost).sum(-1), lost.sum(-1)),
             "mean_colour_masked_mse": Share((flat * lost).sum(-1), lost.sum(-1)),
         }
-
-    def _threshold(self, listener: Listener, snr_db: float) -> float | None:
-        key = (listener.name, snr_db)
-        if key not in self.thresholds:
-            self.thresholds[key] = None
-            if self.link.is_sensing(listener):
-                task = self.link.plan.task(listener.branch)
-                pairs = []
-                for _, heard in self.receptions.heard([listener], [snr_db], {}):
-                    with torch.no_grad():
-                        output = listener.decoder(heard.inputs)
-                    pairs.append((output, task.truth(self._examples(heard.images), heard.realisation)))
-                self.thresholds[key] = task.calibrate(
-                    torch.cat([output for output, _ in pairs]), torch.cat([truth for _, truth in pairs])
-                )
-        return self.thresholds[key]
 
 
 def _passed(shares: Mapping[str, Share], flagged: Tensor) -> dict[str, Share]:

@@ -55,6 +55,9 @@ def _mean_columns(points: Sequence[Point]) -> dict[str, float]:
     return columns
 
 
+OVER_BUDGET = "over_budget"
+"""Share of the images whose own perturbation has more than the point's PSR. Attacks that keep their budget have none at
+every point, so that it stands in the table only where it is above 0."""
 TALLY = tuple(field.name for field in fields(Tally))
 COMPARED = {
     "change": "clean",
@@ -124,7 +127,7 @@ def differences(points: Sequence[Sequence[Point]], one: str, other: str) -> Iter
                 if any(metric not in some.metrics for some in (*mine, *theirs)):
                     continue
                 first, second = _measured(mine, metric), _measured(theirs, metric)
-                if first.n == 0:
+                if first.n == 0 or metric == OVER_BUDGET:
                     continue
                 low, high = bootstrap(first.images, len(points)).difference(first, second)
                 values = {"value": first.value, "other_value": second.value, "difference": first.value - second.value}
@@ -150,6 +153,8 @@ def _point_rows(points: Sequence[Sequence[Point]], number: int, seed: int | None
             continue
         measured = _measured(here, metric)
         if measured.n == 0:  # nothing was counted, such as misses where no target was drawn
+            continue
+        if metric == OVER_BUDGET and measured.value == 0:
             continue
         if not np.isfinite(measured.value):
             where = ", ".join(

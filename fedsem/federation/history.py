@@ -73,7 +73,7 @@ def rows(plan: Plan, seed: int, state: FederationState) -> Iterator[dict[str, An
 
 
 def _of(plan: Plan, group: str) -> dict[str, Any]:
-    """Columns of an aggregation group: its task, and what its rule assumes."""
-    rule = plan.scenario.federation.rule(group)
+    """Columns of an aggregation group: its task, its rule, and what is assumed of it."""
+    federation = plan.scenario.federation
     task = {} if group == "shared" else {"task": group.partition("/")[2]}
-    return {**task, "aggregator": rule.kind, "f_assumed": rule.assumed_f}
+    return {**task, "aggregator": federation.rule(group).kind, "f_assumed": federation.assumed_f(group)}

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from fedsem.errors import FederationError
 from fedsem.federation.state import FederationState, RoundRecord, owner
-from fedsem.hooks.aggregate import Aggregate, Updates, combined
+from fedsem.hooks.aggregate import Aggregate, Updates, combined, too_few
 from fedsem.hooks.step import StepAttack
 from fedsem.plan import Plan, Receiver, asked_per_round
 from fedsem.scenario import Federation
@@ -317,15 +317,13 @@ def aggregated(federation: Federation, group: str, updates: Updates) -> Aggregat
     """What the group's rule makes of its updates, after the pre-aggregators, which write over the deltas.
 
     Raises:
-        FederationError: there are fewer than the rule needs.
+        FederationError: there are fewer than the rule, or what comes before it, needs.
     """
-    rule, count = federation.rule(group), len(updates.deltas)
-    for step in federation.pre_aggregators:
-        count = step.left(count)
-    if count < rule.least_updates:
+    rule = federation.rule(group)
+    if (found := too_few(rule, federation.pre_aggregators, len(updates.deltas))) is not None:
+        step, count = found
         raise FederationError(
-            f"{rule.needs()}, and '{group}' has {count} valid ones in this round; lower f, or raise "
-            "federation.fraction."
+            step.lacks(f"'{group}' has {count} valid ones in this round", "raise federation.fraction")
         )
     # As in training: results must not depend on how many cores a machine has.
     with _blas().limit(limits=1, user_api="blas"):

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from pydantic import NonNegativeInt
 
 from fedsem.hooks.defense import Defense
-from fedsem.registry import Options
+from fedsem.hooks.group_size import AssumesF, OfGroup
 from fedsem.streams import Stream
 
 
@@ -52,7 +51,7 @@ class Aggregate:
     memory: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-class Aggregator(Defense):
+class Aggregator(OfGroup, Defense):
     """Combines deltas into one."""
 
     def adaptive(self) -> Mapping[str, Any] | None:
@@ -65,21 +64,6 @@ class Aggregator(Defense):
     def proximal_mu(self) -> float:
         """mu of the proximal term that receivers add to their loss; 0 for none."""
         return 0.0
-
-    @property
-    def assumed_f(self) -> int | None:
-        """How many malicious updates of a group the rule is set to withstand; None for a rule that assumes nothing."""
-        return None
-
-    @property
-    def least_updates(self) -> int:
-        """The smallest group that the rule works for."""
-        return 1
-
-    def needs(self) -> str:
-        """The part of an error's sentence that says how many updates it needs."""
-        assumed = "" if self.assumed_f is None else f" with f = {self.assumed_f}"
-        return f"'{self.kind}'{assumed} needs at least {self.least_updates} updates"
 
     @property
     def needs_root(self) -> bool:
@@ -96,26 +80,11 @@ class Aggregator(Defense):
         """The combined delta. Must not change its input nor depend on the receivers' order."""
 
 
-class RobustAggregator(Aggregator):
-    """Combines deltas of which so many may be malicious.
-
-    Attributes:
-        f: malicious updates that it assumes.
-    """
-
-    f: NonNegativeInt = 1
-
-    @property
-    def assumed_f(self) -> int | None:
-        return self.f
-
-    @property
-    def least_updates(self) -> int:
-        """The smallest group that the rule works for: more than half must be honest."""
-        return 2 * self.f + 1
+class RobustAggregator(AssumesF, Aggregator):
+    """Combines deltas of which so many may be malicious."""
 
 
-class PreAggregator(Options):
+class PreAggregator(OfGroup):
     """Puts combinations of the deltas in their place before a rule combines them."""
 
     def left(self, count: int) -> int:
@@ -125,7 +94,7 @@ class PreAggregator(Options):
     @abstractmethod
     def mixture(self, updates: Updates) -> np.ndarray:
         """Coefficients (`left(n)`, n) float64: the i-th delta that comes out is sum_j c_ij delta_j. Must not change its
-        input."""
+        input, which are `least_updates` at least."""
 
     def prepare(self, updates: Updates, out: np.ndarray | None = None) -> Updates:
         """The mixed deltas. As many as came in stay with their receivers; fewer have the weights of all that is in
@@ -154,7 +123,21 @@ class PreAggregator(Options):
         return replace(updates, deltas=made, weights=(mixture != 0) @ updates.weights, receivers=())
 
 
+class RobustPreAggregator(AssumesF, PreAggregator):
+    """Mixes deltas of which so many may be malicious."""
+
+
 _WIDTH = 1 << 10
+
+
+def too_few(rule: Aggregator, before: Sequence[PreAggregator], count: int) -> tuple[OfGroup, int] | None:
+    """The first of the pre-aggregators and the rule that so many updates do not suffice for, and how many reach it;
+    None where they suffice for all."""
+    for step in before:
+        if count < step.least_updates:
+            return step, count
+        count = step.left(count)
+    return (rule, count) if count < rule.least_updates else None
 
 
 def combined(rule: Aggregator, before: Sequence[PreAggregator], updates: Updates) -> Aggregate:

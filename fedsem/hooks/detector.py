@@ -32,7 +32,8 @@ class Detector(Defense):
     wrongly. A link is judged by the first where nobody attacks and by the second under attack: a false alarm is an
     error like others, and an attack that is flagged has failed.
 
-    An adversary who does not work around the detector (`knowledge.defense: none`, `exact`) attacks the link alone.
+    An adversary who does not work around the detector (`knowledge.defense: none`, `exact`) attacks the link alone. One
+    with a surrogate, or with images of its own, has the same `data.reserve`, which favours the adversary.
 
     Attributes:
         false_alarm: share of clean receptions that are flagged.

@@ -104,7 +104,8 @@ class Repair(Defense):
     encoder, and the decoders of all receivers, who are taken to have these images too where their decoders are `local`.
     What it found stands in the table, in rows of stage `repair`.
 
-    An adversary who attacks the trained link attacks the repaired one.
+    An adversary who attacks the trained link attacks the repaired one. One with a surrogate, or with images of its own,
+    has the same `data.reserve`, which favours the adversary.
 
     Attributes:
         epochs: passes over these images in which the link learns on, with the losses, channels and SNRs of its

@@ -69,7 +69,8 @@ class Sensing(Decision):
 
     def metrics(self, output: Tensor, truth: Tensor, threshold: float | None) -> dict[str, Share]:
         """`accuracy` of presence; `misses` and `ghosts` (shares of present and absent targets told wrongly);
-        `detection_at_pfa_0.1` with the clean threshold; with `range` also `range_accuracy` given a target."""
+        `detection_at_pfa_0.1` with the clean threshold, set on other receptions; with `range` also `range_accuracy`
+        given a target."""
         score, present = _score(output), (truth > 0).float()
         absent, says = 1 - present, (score > 0).float()
         right = says * present + (1 - says) * absent
