@@ -15,7 +15,7 @@ from fedsem.models.mae_encoder import MaeEncoder
 TIMES = 20
 """Noise-only receptions that set a threshold, for each that a detection is counted in: an interval knows nothing of the
 threshold's own error, whose variance is then a twentieth of what it would be with as many."""
-MOST_NUMBERS = 2**25
+MOST_NUMBERS = 2**23
 """Numbers on air in them at most: bounds memory, and the number of receptions where each has many numbers."""
 MOST_IMAGES = 1024
 """Training images that they are of; a MAE, which is slow to encode, has `PICTURES_AT_ONCE`."""
