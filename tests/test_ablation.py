@@ -435,6 +435,21 @@ def test_a_link_that_cells_share_is_attacked_once(folder: Path, monkeypatch: pyt
     }
 
 
+def test_what_is_transferred_comes_from_a_link_that_nobody_attacked(
+    folder: Path, whole: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defended link beside two undefended ones, of which the first was trained under attack."""
+    (flipped,) = (one for name, one in records(whole).items() if "flip" in name)
+    shutil.copytree(whole.folder / flipped["folder"], folder / flipped["folder"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["cells"] = [flipped, *reversed(manifest["cells"])]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("fedsem.audit.TRANSFERRED", 1)
+    transferred = {one.cell: one.evidence for one in audit(folder, FEW) if one.check == "transfer"}
+    assert "the link of seed 0 (defenses=none)" in transferred[CELLS[1]]
+    assert "the link of seed 0 (defenses=none)" in transferred[flipped["cell"]]
+
+
 def test_an_ablation_is_compared_run_by_run(defended: Results) -> None:
     found = fedsem.compare(defended.folder, "fgsm", "steps")
     found = found[found["metric"] == "accuracy"].set_index("cell")
