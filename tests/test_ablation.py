@@ -25,10 +25,12 @@ from fedsem.audit import audit
 from fedsem.auditing.subject import Effort
 from fedsem.cli import app
 from fedsem.errors import FedsemError, OutputError, ScenarioError
+from fedsem.joined import parts_of
 from fedsem.reporting import table
 from fedsem.reporting.findings import Finding, read_findings
 from fedsem.reporting.results import Results
 from fedsem.scenario import check_scenario
+from fedsem.store import Store
 
 COMMAND = str(Path(sys.executable).parent / "fedsem")
 
@@ -374,6 +376,16 @@ CELLS = ["defenses=none", "defenses=noisy"]
 
 def verdicts(findings: list[Finding], check: str) -> dict[str, str]:
     return {one.cell: one.verdict for one in findings if one.check == check}
+
+
+def test_cells_of_a_sweep_are_told_apart_within_their_run(defended: Results) -> None:
+    first, second = parts_of(Store.open(defended.folder))
+    assert [first.name, second.name] == CELLS
+    assert (second.cell(""), second.cell("train.batch=20")) == (CELLS[1], "defenses=noisy; train.batch=20")
+    assert second.scenario.use.defenses == ["noisy"]
+    # A run stands for itself.
+    (alone,) = parts_of(second.store)
+    assert (alone.cell(""), alone.cell("train.batch=20")) == ("", "train.batch=20")
 
 
 def test_an_ablation_ends_with_an_audit_of_the_records_of_all_its_runs(defended: Results) -> None:
