@@ -31,12 +31,13 @@ from fedsem.adaptive import NothingKnown
 from fedsem.errors import FedsemError, OutputError, ScenarioError
 from fedsem.federation.engine import finished
 from fedsem.federation.job import Job
+from fedsem.joined import parts_of
 from fedsem.parent import follow_parent
 from fedsem.plan import Plan, plan_of_text, warn_of_slow_precision
 from fedsem.runner import run
 from fedsem.scenario import Scenario, check_scenario, dump_scenario
 from fedsem.scenario_file import Source, override, read_tree
-from fedsem.stages import plans_of, prepare, units_of
+from fedsem.stages import plans_of, prepare, units_behind, units_of, write_records
 from fedsem.store import Store, now
 from fedsem.sweep import Cell, cells, check_cells
 
@@ -375,7 +376,7 @@ class _Schedule:
         self.store.write_manifest(cells=list(self.records.values()), **changes)
 
     def _join(self) -> Results:
-        """One table and one report of all runs that finished.
+        """One table, one audit of the records and one report of all runs that finished.
 
         Raises:
             OutputError: none did.
@@ -386,18 +387,19 @@ class _Schedule:
         from fedsem.reporting.results import Results
         from fedsem.reporting.verdicts import with_verdicts
 
-        ended = [one for one in self.members if self.records[one.name]["status"] == "finished"]
         failed = [record for record in self.records.values() if record["status"] not in ("finished", "left out")]
         self._write(status="incomplete" if failed else "finished", finished=now())
-        if not ended:
+        if not any(record["status"] == "finished" for record in self.records.values()):
             raise OutputError(f"No run of the ablation in '{self.root}' finished; the first says: {failed[0]['error']}")
-        parts = []
-        for one in ended:
-            part = table.read(self.root / one.folder)
-            inner = part["cell"].fillna("")
-            part["cell"] = inner.where(inner == "", "; " + inner).radd(one.name)
-            parts.append(part)
-        table.write(with_verdicts(pd.concat(parts, ignore_index=True)), self.root)
+        parts, tables = parts_of(self.store), []
+        for part in parts:
+            rows = table.read(part.store.folder)
+            tables.append(rows.assign(cell=rows["cell"].fillna("").map(part.cell).astype("string")))
+        whole = with_verdicts(pd.concat(tables, ignore_index=True))
+        table.write(whole, self.root)
+        units = (unit for part in parts for unit in units_behind(part))
+        # Trainings of another version of fedsem may have other names than this one looks for.
+        write_records((unit for unit in units if unit.trained), whole, self.root)
         results = Results(self.root)
         results.report()
         return results

@@ -1,8 +1,9 @@
-"""The audit of a finished run: which of its robustness figures cannot be trusted, and why."""
+"""The audit of a finished run or ablation: which of its robustness figures cannot be trusted, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,19 +18,18 @@ from fedsem.errors import OutputError
 from fedsem.evaluation.defended import defended
 from fedsem.evaluation.flagging import Alarms
 from fedsem.evaluation.trained import TrainedLink
-from fedsem.federation.engine import finished, single_thread
+from fedsem.federation.engine import single_thread
 from fedsem.hooks.certificate import DecoderBounds
 from fedsem.hooks.defense import Defense
 from fedsem.hooks.detector import Detector
 from fedsem.hooks.evasion import Evasion, Knowledge, Norm, Site
 from fedsem.hooks.transform import Transform
+from fedsem.joined import parts_of
 from fedsem.plan import Plan
 from fedsem.registry import find
 from fedsem.reporting.findings import Finding, write_findings
 from fedsem.reporting.results import Results
-from fedsem.scenario import check_scenario
-from fedsem.scenario_file import read_tree
-from fedsem.stages import Unit, plans_of, records_of, surrogate_links, trained_link, units_of
+from fedsem.stages import Unit, records_of, surrogate_links, trained_link, units_behind
 from fedsem.store import Store
 from fedsem.tasks.classification import Classification
 
@@ -77,11 +77,11 @@ def audit(
     folder: str | Path, effort: Effort | None = None, progress: Progress = lambda link, done, total: None
 ) -> list[Finding]:
     """Look at what a finished run has recorded, and attack each of its links anew: every cell and seed, behind every
-    defense, at every task and site that an attack of its scenario aims at. The findings go into ``audit.json`` and the
-    report, which is drawn again.
+    defense, at every task and site that an attack of its scenario aims at. Of an ablation those of all runs that
+    finished, under their names in its table. The findings go into ``audit.json`` and the report, which is drawn again.
 
     Args:
-        folder: the run's folder.
+        folder: of the run, or of the ablation.
         effort: how much is done; None: as `Effort` says.
         progress: told how far it is.
 
@@ -89,22 +89,34 @@ def audit(
         OutputError: the folder holds no finished run, or another version of fedsem made it.
     """
     store = Store.open(Path(folder).resolve())
-    results = Results(store.folder)
-    scenario = check_scenario(read_tree(store.folder / "scenario.yaml"))
-    units = units_of(scenario, plans_of(scenario), store)
-    for unit in units:
-        if not all(finished(job) for _, job in unit.jobs):
+    units: list[Unit] = []
+    for part in parts_of(store):
+        units += (own := units_behind(part))
+        if not all(unit.trained for unit in own):
+            run = part.store.folder
             raise OutputError(
-                f"The run in '{folder}' is not finished, or another version of fedsem made it; finish it with: fedsem "
-                f"run --resume {folder}"
+                f"The run in '{run}' is not finished, or another version of fedsem made it; finish it with: fedsem "
+                f"run --resume {run}"
             )
     with store.locked(), single_thread():
-        findings = list(records_of(units, results.table))
+        findings = list(records_of(units, Results(store.folder).table))
+        known: dict[Hashable, list[Finding]] = {}
         for unit in units:
-            findings += _attacked(unit, units, effort or Effort(), progress)
+            if (key := _decisive(unit)) not in known:
+                known[key] = list(_attacked(unit, units, effort or Effort(), progress))
+            findings += [replace(finding, cell=unit.cell) for finding in known[key]]
         write_findings(findings, store.folder)
         Results(store.folder).report()
     return findings
+
+
+def _decisive(unit: Unit) -> Hashable:
+    """What decides which attacks find what of a unit's link; two cells that differ in nothing but their grids may have
+    the same."""
+    content = json.loads(unit.job.text)
+    content["evaluation"].pop("grids")
+    parts = [content[part] for part in ("link", "tasks", "attacks", "defenses", "evaluation")]
+    return unit.job.folder.name, json.dumps(parts), *targets_of(unit.plan)
 
 
 def _attacked(unit: Unit, units: Sequence[Unit], effort: Effort, progress: Progress) -> Iterator[Finding]:
@@ -224,7 +236,7 @@ def _aims(attack: Evasion) -> bool:
 
 def _others(unit: Unit, units: Sequence[Unit], plain: TrainedLink, target: Target) -> Iterator[tuple[str, TrainedLink]]:
     """Links that perturbations may come from, the likeliest to succeed first: the same one without its defense, those
-    that adversaries trained, undefended ones, others."""
+    that adversaries trained, undefended ones that nobody attacked in training, others."""
 
     def fits(link: TrainedLink) -> bool:
         same = link.plan.dataset.test.fingerprint == unit.plan.dataset.test.fingerprint
@@ -236,8 +248,14 @@ def _others(unit: Unit, units: Sequence[Unit], plain: TrainedLink, target: Targe
     for name, link in surrogate_links(unit).items():
         if fits(link):
             yield f"the surrogate of '{name}'", link
-    rest = [other for other in units if other is not unit]
-    for other in sorted(rest, key=lambda one: (bool(one.plan.scenario.use.defenses), one.job.seed != unit.job.seed)):
+    # Cells that differ in what is measured alone have the same link.
+    trained = {other.job.folder.name: other for other in units if other.job.folder.name != unit.job.folder.name}
+
+    def unlikely(other: Unit) -> tuple[bool, bool, bool]:
+        use = other.plan.scenario.use
+        return bool(use.defenses), bool(use.attacks), other.job.seed != unit.job.seed
+
+    for other in sorted(trained.values(), key=unlikely):
         link = trained_link(other)
         if fits(link):
             yield f"the link of seed {other.job.seed}" + (f" ({other.cell})" if other.cell else ""), link

@@ -84,9 +84,9 @@ rule that looks at them: only averages go together with it. A scenario that asks
 
 A robustness figure is worth what the attack behind it is worth. `fedsem audit RUN_DIR` looks for the ways in which such
 figures are known to be wrong, link by link: every cell and seed, behind every defense at test time, at every task and
-site that an attack of the scenario aims at. Each check says `failed` (the figure cannot be trusted), `suspicious` (look
-closer before you do), `passed`, or `not applicable`, with the numbers that it measured; they stand in `audit.json` and
-in the report, and the exit code is 1 where one failed.
+site that an attack of the scenario aims at; of an ablation the links of all runs that finished. Each check says
+`failed` (the figure cannot be trusted), `suspicious` (look closer before you do), `passed`, or `not applicable`, with
+the numbers that it measured; they stand in `audit.json` and in the report, and the exit code is 1 where one failed.
 
 Behind a defense at test time an attack knows what the scenario's best informed attack knows (`knowledge.defense`).
 With `exact` it differentiates the defense as it is, so that what squeezes, rounds or compresses images is found to

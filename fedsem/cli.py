@@ -206,11 +206,10 @@ def ablate(
             progress=tell,
         )
         out.print(f"Report: {results.folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-        ended = [one["status"] for one in results.manifest["cells"]]
-        if lost := sum(status not in ("finished", "left out") for status in ended):
+        if lost := len(results.lost):
             raise FedsemError(
-                f"{lost} of {len(ended)} runs did not finish; the report says why. Try them again with: fedsem ablate "
-                f"--resume {results.folder}"
+                f"{lost} of {len(results.manifest['cells'])} runs did not finish; the report says why. Try them again "
+                f"with: fedsem ablate --resume {results.folder}"
             )
 
 
@@ -291,8 +290,8 @@ def compare(
 ) -> None:
     """Print what one attack of a finished run leaves minus what another one leaves.
 
-    RUN_DIR is the run's folder; ATTACK and OTHER are names in its scenario. Differences are paired over images, channel
-    draws and seeds; [ci_low, ci_high] is their 95 % interval.
+    RUN_DIR is the folder of the run, or of an ablation; ATTACK and OTHER are names in its scenario. Differences are
+    paired over images, channel draws and seeds; [ci_low, ci_high] is their 95 % interval.
     """
     with _sentences():
         from fedsem.comparison import compare as compare_attacks
@@ -311,13 +310,15 @@ def audit(
 ) -> None:
     """Say which robustness figures of a finished run cannot be trusted.
 
-    RUN_DIR is the run's folder. Its links are attacked anew, on some of the test images; docs/audit.md explains each
-    check. The findings stand in audit.json and in the report; the exit code is 1 where a check failed.
+    RUN_DIR is the folder of the run, or of an ablation. Its links are attacked anew, on some of the test images;
+    docs/audit.md explains each check. The findings stand in audit.json and in the report; the exit code is 1 where a
+    check failed.
     """
     with _sentences():
         from fedsem.audit import audit as audit_run
         from fedsem.auditing.subject import Effort
         from fedsem.reporting.findings import counts, digest
+        from fedsem.reporting.results import Results
 
         with _bars() as progress:
             findings = audit_run(folder, Effort(images=images, queries=queries), partial(progress, "audit"))
@@ -326,6 +327,11 @@ def audit(
         for verdict, check, link, evidence in lines:
             line = f"{verdict:<{wide[0]}}  {check:<{wide[1]}}  {link:<{wide[2]}}  {evidence}"
             out.print(line, highlight=False, markup=False, soft_wrap=True)
+        if lost := Results(folder).lost:
+            sentence = f"Warning: Not audited, as its run did not finish: '{lost[0]['cell']}'"
+            sentence += f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+            sentence += f"; try again with: fedsem ablate --resume {folder}"
+            err.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
         out.print(f"{counts(findings)}. Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
         if any(finding.verdict == "failed" for finding in findings):
             raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Two attacks of a finished run, paired over the images that both were measured on."""
+"""Two attacks of a finished run or ablation, paired over the images that both were measured on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fedsem.adaptive import with_adaptive
 from fedsem.errors import OutputError, closest
 from fedsem.evaluation.point import load_points
 from fedsem.evaluation.tabulate import differences
+from fedsem.joined import parts_of
 from fedsem.scenario import check_scenario
-from fedsem.scenario_file import read_tree
 from fedsem.store import Store
 from fedsem.sweep import cells
 
@@ -25,13 +25,14 @@ COLUMNS = (
 
 def compare(folder: str | Path, attack: str, other: str) -> pd.DataFrame:
     """What one attack of a run leaves minus what another one leaves, wherever both were measured at the same SNR and
-    nominal PSR: `difference` with its 95 % interval, paired over images, channel draws and seeds, all seeds together.
+    nominal PSR: `difference` with its 95 % interval, paired over images, channel draws and seeds, all seeds together;
+    of an ablation, in each of its runs.
 
     Noise of the energy that an attack achieved stands in the table already (`<metric>_vs_noise`), and so does what it
     changes (`<metric>_change`).
 
     Args:
-        folder: the run's folder.
+        folder: of the run, or of the ablation.
         attack: name of an attack in the scenario.
         other: name of another one.
 
@@ -44,18 +45,18 @@ def compare(folder: str | Path, attack: str, other: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    store = Store.open(Path(folder))
-    scenario = check_scenario(read_tree(store.folder / "scenario.yaml"))
-    named = set(scenario.attacks)
-    for cell in cells(scenario):  # what `adaptive` stands for is called after them
+    swept = [(part, cells(part.scenario)) for part in parts_of(Store.open(Path(folder)))]
+    named = {name for part, _ in swept for name in part.scenario.attacks}
+    for cell in (cell for _, inner in swept for cell in inner):  # what `adaptive` stands for is called after them
         named |= set(with_adaptive(check_scenario(cell.tree)).attacks)
     for name in (attack, other):
         if name not in named:
             raise OutputError(f"The run in '{folder}' has no attack '{name}' in its scenario.{closest(name, named)}")
     rows = []
-    for number, cell in enumerate(cells(scenario)):
-        points = [load_points(store.evaluation(number, seed)) for seed in scenario.seeds]
-        rows += [{"cell": cell.name, **row} for row in differences(points, attack, other)]
+    for part, inner in swept:
+        for number, cell in enumerate(inner):
+            points = [load_points(part.store.evaluation(number, seed)) for seed in part.scenario.seeds]
+            rows += [{"cell": part.cell(cell.name), **row} for row in differences(points, attack, other)]
     if not rows:
         raise OutputError(
             f"The run in '{folder}' measured '{attack}' and '{other}' nowhere at the same SNR and PSR; name both in "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -33,6 +33,7 @@ from fedsem.federation.history import rows as history_rows
 from fedsem.federation.job import Job
 from fedsem.federation.state import FederationState, owner
 from fedsem.files import read_json, replace_file
+from fedsem.joined import Part
 from fedsem.plan import Plan, plan_of_text, scenario_text
 from fedsem.provenance import evaluation_code, training_code
 from fedsem.registry import Options
@@ -84,6 +85,11 @@ class Unit:
         found += [(f"{self.label}-surrogate", job) for job in self.surrogates.values()]
         return found
 
+    @property
+    def trained(self) -> bool:
+        """Whether all of its trainings are finished."""
+        return all(finished(job) for _, job in self.jobs)
+
 
 def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
     """Every cell's name and plan, checked."""
@@ -103,6 +109,12 @@ def plans_of(scenario: Scenario) -> list[tuple[str, Plan]]:
 def units_of(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store) -> list[Unit]:
     """Every cell with every seed, each with the folders of its stages, whatever they hold; nothing is read."""
     return [_unit(store, i, name, plan, seed) for i, (name, plan) in enumerate(plans) for seed in scenario.seeds]
+
+
+def units_behind(part: Part) -> list[Unit]:
+    """Every cell and seed of a run whose rows a table holds, called as the table calls them; nothing is read."""
+    units = units_of(part.scenario, plans_of(part.scenario), part.store)
+    return [replace(unit, cell=part.cell(unit.cell)) for unit in units]
 
 
 def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store, reuse: Sequence[Path]) -> list[Unit]:
@@ -194,9 +206,7 @@ def run_stages(
         with store.timed("report", "", None):
             whole = _table(scenario, plans, units, store)
             table.write(whole, store.folder)
-            # Links that were attacked by an audit before are the same still.
-            attacked = [one for one in read_findings(store.folder) if one.family != RECORDS.name]
-            write_findings([*records_of(units, whole), *attacked], store.folder)
+            write_records(units, whole, store.folder)
             samples = [row for unit in units for row in _samples(unit)]
             write_samples(samples, store.folder)
             # Every number is final; the report prints the manifest, so this stands there before it is drawn.
@@ -380,12 +390,23 @@ def _link(plan: Plan, job: Job, round_number: int | None = None) -> TrainedLink:
     return TrainedLink.build(plan, job.seed, state.shared, decoders)
 
 
-def records_of(units: Sequence[Unit], whole: pd.DataFrame) -> Iterator[Finding]:
+def write_records(units: Iterable[Unit], whole: pd.DataFrame, folder: Path) -> None:
+    """Write what `records_of` finds into ``audit.json``, beside what an audit found before by attacking links: those
+    are the same still.
+
+    Raises:
+        OutputError: the folder cannot be read or written.
+    """
+    attacked = [one for one in read_findings(folder) if one.family != RECORDS.name]
+    write_findings([*records_of(units, whole), *attacked], folder)
+
+
+def records_of(units: Iterable[Unit], whole: pd.DataFrame) -> Iterator[Finding]:
     """What can be audited of every cell and seed by its records alone.
 
     Args:
-        units: all of the run.
-        whole: the run's table.
+        units: all that the table has rows of.
+        whole: the table.
     """
     for unit in units:
         state = FederationState.load(unit.job.folder)

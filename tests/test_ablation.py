@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,16 @@ from typer.testing import CliRunner
 
 import fedsem
 from fedsem.ablation import at_once, planned
+from fedsem.audit import audit
+from fedsem.auditing.subject import Effort
 from fedsem.cli import app
 from fedsem.errors import FedsemError, OutputError, ScenarioError
+from fedsem.joined import parts_of
+from fedsem.reporting import table
+from fedsem.reporting.findings import Finding, read_findings
 from fedsem.reporting.results import Results
 from fedsem.scenario import check_scenario
+from fedsem.store import Store
 
 COMMAND = str(Path(sys.executable).parent / "fedsem")
 
@@ -271,6 +278,12 @@ def test_a_run_that_fails_is_marked_and_the_rest_goes_on(tmp_path: Path) -> None
     assert results.manifest["status"] == "incomplete"
     assert set(results.table["cell"]) == {"train.optimizer.lr=0.001"}
     assert "the link diverged in training" in (folder / "report.html").read_text()
+    # What finished is audited, and the rest named.
+    told = CliRunner().invoke(app, ["audit", str(folder), "--images", "2", "--queries", "1"])
+    assert told.exit_code == any(one.verdict == "failed" for one in read_findings(folder))
+    assert {one.cell for one in read_findings(folder)} == {"train.optimizer.lr=0.001"}
+    warned = "Warning: Not audited, as its run did not finish: 'train.optimizer.lr=1e+30'; try again with: "
+    assert f"{warned}fedsem ablate --resume {folder}" in told.stderr.splitlines()
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -334,6 +347,158 @@ def test_a_killed_ablation_leaves_nobody_training(tmp_path: Path) -> None:
     results = fedsem.ablate(resume=folder)
     assert [one["status"] for one in records(results).values()] == ["finished", "finished"]
     assert set(results.table["cell"]) == {"train.batch=20", "train.batch=30"}
+
+
+# ------------------------------------------------------------------------------------ audited and compared as a whole
+
+
+@pytest.fixture(scope="module")
+def defended(whole: Results, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Two links, one of them trained with a defense; the other's training is taken."""
+    both = {"attacks": ["none", "fgsm", "steps"], "snr_db": [10], "psr_db": [-20]}
+    scenario = tiny(evaluation={**tiny()["evaluation"], "grids": [both]})
+    scenario["attacks"]["steps"] = {"kind": "pgd", "steps": 2}
+    clean = next(whole.folder / one["folder"] for one in records(whole).values())
+    out = tmp_path_factory.mktemp("defended")
+    return fedsem.ablate(scenario, vary=["defenses=[none, noisy]"], out=out, reuse=[clean], jobs=1)
+
+
+@pytest.fixture
+def folder(defended: Results, tmp_path: Path) -> Path:
+    copied = tmp_path / defended.folder.name
+    shutil.copytree(defended.folder, copied)
+    return copied
+
+
+FEW = Effort(images=4, draws=2, climbed=1, steps=2, queries=2)
+CELLS = ["defenses=none", "defenses=noisy"]
+
+
+def verdicts(findings: list[Finding], check: str) -> dict[str, str]:
+    return {one.cell: one.verdict for one in findings if one.check == check}
+
+
+def test_cells_of_a_sweep_are_told_apart_within_their_run(defended: Results) -> None:
+    first, second = parts_of(Store.open(defended.folder))
+    assert [first.name, second.name] == CELLS
+    assert (second.cell(""), second.cell("train.batch=20")) == (CELLS[1], "defenses=noisy; train.batch=20")
+    assert second.scenario.use.defenses == ["noisy"]
+    # A run stands for itself.
+    (alone,) = parts_of(second.store)
+    assert (alone.cell(""), alone.cell("train.batch=20")) == ("", "train.batch=20")
+
+
+def test_an_ablation_ends_with_an_audit_of_the_records_of_all_its_runs(defended: Results) -> None:
+    findings = read_findings(defended.folder)
+    assert {one.family for one in findings} == {"Records"}
+    assert verdicts(findings, "last_round") == dict.fromkeys(CELLS, "passed")
+    # Each run by itself does not see the undefended link of the other one.
+    of_cells = [read_findings(defended.folder / one["folder"]) for one in records(defended).values()]
+    assert [verdicts(one, "undefended_falls")[""] == "not applicable" for one in of_cells] == [False, True]
+    seen = verdicts(findings, "undefended_falls")
+    assert seen[CELLS[0]] == seen[CELLS[1]] == verdicts(of_cells[0], "undefended_falls")[""]
+    page = (defended.folder / "report.html").read_text()
+    assert '<section id="audit">' in page
+    assert "Only records were looked at" in page
+
+
+def test_the_links_of_an_ablation_are_attacked_from_each_other(folder: Path) -> None:
+    findings = audit(folder, FEW)
+    assert findings == read_findings(folder)
+    assert verdicts(findings, "finite") == dict.fromkeys(CELLS, "passed")
+    transferred = {one.cell: one.evidence for one in findings if one.check == "transfer"}
+    assert "what was made on the link of seed 0 (defenses=noisy) takes" in transferred[CELLS[0]]
+    assert "what was made on the link of seed 0 (defenses=none) takes" in transferred[CELLS[1]]
+    page = (folder / "report.html").read_text()
+    assert "equal to differences" in page
+    assert "Only records were looked at" not in page
+    # What is joined again keeps what was found.
+    fedsem.ablate(resume=folder)
+    assert read_findings(folder) == findings
+
+
+def test_the_exit_code_says_that_a_check_of_an_ablation_failed(folder: Path) -> None:
+    whole = table.read(folder)
+    whole.loc[whole["psr_achieved_db"].notna() & (whole["cell"] == CELLS[1]), "psr_achieved_db"] = -19.0
+    table.write(whole, folder)
+    done = CliRunner().invoke(app, ["audit", str(folder), "--images", "2", "--queries", "1"])
+    assert done.exit_code == 1
+    assert "Warning" not in done.stderr
+    failed = [line for line in done.stdout.splitlines() if "+1.000 dB beside the budget" in line]
+    assert [line.split()[:6] for line in failed] == [["failed", "achieved", "psr", "defenses", "noisy,", "seed"]]
+
+
+def test_a_link_that_cells_share_is_attacked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one training: neither is the other's neighbour, and what was found of one holds of the other."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    first = next(one for one in manifest["cells"] if one["cell"] == CELLS[0])
+    manifest["cells"] = [first, {**first, "cell": "again"}]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    whole = table.read(folder)
+    mine = whole[whole["cell"] == CELLS[0]]
+    table.write(pd.concat([mine, mine.assign(cell="again").astype(mine.dtypes)], ignore_index=True), folder)
+    told: list[tuple[str, int, int]] = []
+    findings = audit(folder, FEW, lambda *step: told.append(step))
+    attacked = [one for one in findings if one.family != "Records"]
+    assert len(told) == len(attacked) / 2
+    assert verdicts(findings, "finite") == {CELLS[0]: "passed", "again": "passed"}
+    assert {one.evidence for one in findings if one.check == "transfer"} == {
+        "The run has no other link with this task; add a seed or an undefended cell."
+    }
+
+
+def test_what_is_transferred_comes_from_a_link_that_nobody_attacked(
+    folder: Path, whole: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defended link beside two undefended ones, of which the first was trained under attack."""
+    (flipped,) = (one for name, one in records(whole).items() if "flip" in name)
+    shutil.copytree(whole.folder / flipped["folder"], folder / flipped["folder"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["cells"] = [flipped, *reversed(manifest["cells"])]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("fedsem.audit.TRANSFERRED", 1)
+    transferred = {one.cell: one.evidence for one in audit(folder, FEW) if one.check == "transfer"}
+    assert "the link of seed 0 (defenses=none)" in transferred[CELLS[1]]
+    assert "the link of seed 0 (defenses=none)" in transferred[flipped["cell"]]
+
+
+def test_an_ablation_is_compared_run_by_run(defended: Results) -> None:
+    found = fedsem.compare(defended.folder, "fgsm", "steps")
+    found = found[found["metric"] == "accuracy"].set_index("cell")
+    pooled = defended.table[defended.table["seed"].isna() & (defended.table["metric"] == "accuracy")]
+    assert list(found.index) == CELLS
+    for cell in CELLS:
+        here = pooled[pooled["cell"] == cell].set_index("attack")["value"]
+        assert found.loc[cell, "value"] == pytest.approx(here["fgsm"])
+        assert found.loc[cell, "other_value"] == pytest.approx(here["steps"])
+    with pytest.raises(OutputError, match=r"has no attack 'step' in its scenario. Did you mean 'steps'\?"):
+        fedsem.compare(defended.folder, "step", "fgsm")
+
+
+@pytest.mark.parametrize("command", [["audit"], ["compare", "fgsm", "steps"]])
+def test_what_is_no_finished_ablation_is_told_how_to_become_one(folder: Path, command: list[str]) -> None:
+    def told(**changes: Any) -> str:
+        manifest = folder / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
+        done = CliRunner().invoke(app, [command[0], str(folder), *command[1:]])
+        assert (done.exit_code, done.stdout) == (1, "")
+        return done.stderr.strip()
+
+    resume = f"fedsem ablate --resume {folder}"
+    assert told(status="interrupted") == f"Error: The ablation in '{folder}' is not finished; finish it with: {resume}"
+    lost = [{**one, "status": "failed"} for one in records(folder).values()]
+    said = told(status="incomplete", cells=lost)
+    assert said == f"Error: No run of the ablation in '{folder}' finished; try them again with: {resume}"
+
+
+def test_a_run_whose_training_is_gone_is_named(folder: Path) -> None:
+    (cell,) = (folder / one["folder"] for one in records(folder).values() if one["cell"] == CELLS[1])
+    next(cell.glob("checkpoints/*/state.json")).unlink()
+    with pytest.raises(OutputError, match=f"The run in '{cell}' is not finished, or another version .* {cell}$"):
+        audit(folder, FEW)
+    # Joining only leaves its records out.
+    fedsem.ablate(resume=folder)
+    assert {one.cell for one in read_findings(folder)} == {CELLS[0]}
 
 
 def test_a_folder_that_is_none(whole: Results, tmp_path: Path) -> None:

@@ -219,6 +219,101 @@ def test_the_undefended_link_falls() -> None:
     assert said("undefended_falls", own)[0] == "passed"
 
 
+KNOWS = {"attack": "adaptive_steps", "knowledge": "weights: all, defense: adaptive"}
+
+
+def left(value: float, of: str = "noisy", **columns: Any) -> Any:
+    """What PGD leaves of a link with a defense, in an interval of four points."""
+    return row("accuracy", value, value - 0.02, value + 0.02, **{**STEPS, "defense": of, **columns})
+
+
+def test_an_attack_that_knows_a_defense_is_no_weaker_than_one_that_does_not() -> None:
+    def judged(*rows: Any) -> tuple[str, str]:
+        return said("adaptive_below_fixed", record(*rows))
+
+    assert judged(left(0.5), left(0.4, **KNOWS))[0] == "passed"
+    assert judged(left(0.5), left(0.51, **KNOWS))[0] == "passed"
+    assert judged(left(0.5), left(0.52, **KNOWS)) == (
+        "suspicious",
+        "Of noisy 'adaptive (steps) \u221220\u00a0dB', which knows the defense, leaves +0.020 [-0.020, +0.060] more "
+        "accuracy than 'steps \u221220\u00a0dB', which does not; no other of 1 is worse.",
+    )
+    assert judged(left(0.5), left(0.545, **KNOWS))[0] == "suspicious"
+    assert judged(left(0.5), left(0.56, **KNOWS))[0] == "failed"
+    # The least of either counts, and the worst of all budgets.
+    assert judged(left(0.5), left(0.56, **KNOWS), left(0.4, **{**KNOWS, "attack": "other"}))[0] == "passed"
+    assert judged(left(0.5), left(0.7, attack="weak"), left(0.6, **KNOWS))[0] == "failed"
+    at_ten: dict[str, Any] = {"psr_db": -10.0}
+    verdict, evidence = judged(left(0.5), left(0.4, **KNOWS), left(0.2, **at_ten), left(0.23, **at_ten, **KNOWS))
+    assert verdict == "suspicious"
+    assert evidence.endswith("no other of 2 is worse.")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"psr_db": -10.0},
+        {"norm": "linf"},
+        {"sites": "air"},
+        {"snr_db": 0.0},
+        {"seed": 1},
+        {"of": "hard"},
+        {"task": "other"},
+        {"attack": "noise"},
+        {"attack_params": {"kind": "universal"}},
+        KNOWS,
+    ],
+)
+def test_attacks_are_compared_under_one_threat_alone(other: dict[str, Any]) -> None:
+    found = record(left(0.3, **other), left(0.5, **KNOWS))
+    assert said("adaptive_below_fixed", found)[0] == "not applicable"
+
+
+def test_nothing_is_known_of_a_link_without_defense() -> None:
+    assert said("adaptive_below_fixed", record(left(0.3, "none"), left(0.5, "none", **KNOWS)))[0] == "not applicable"
+    assert said("adaptive_below_fixed", record(left(0.3), left(0.5)))[0] == "not applicable"
+
+
+def test_attacks_in_training_are_compared_over_the_cells_of_an_ablation() -> None:
+    def cell(attack: str, value: float, aggregator: str = "median", share: float = 0.3) -> Any:
+        name = f"federation.aggregator={aggregator}; attacks={attack}"
+        more = {"aggregator": aggregator, "adversary_fraction": share if attack != "none" else 0.0}
+        return row("accuracy", value, value - 0.02, value + 0.02, cell=name, **more)
+
+    def judged(attack: str, *rows: Any) -> str:
+        whole = record(cell("none", 0.3), *rows, cell("ipm", 0.2, "fedavg"), cell("alie", 0.1, "krum"))
+        own = whole.table[whole.table["cell"] == f"federation.aggregator=median; attacks={attack}"]
+        return said("adaptive_below_fixed", replace(whole, rows=own))[0]
+
+    fixed = cell("ipm", 0.5), cell("alie", 0.7)
+    assert judged("adaptive", *fixed, cell("adaptive", 0.4)) == "passed"
+    assert judged("adaptive", *fixed, cell("adaptive", 0.53)) == "suspicious"
+    assert judged("adaptive", *fixed, cell("adaptive", 0.6)) == "failed"
+    # It is told once, of the cell of the attack that knows.
+    assert judged("ipm", *fixed, cell("adaptive", 0.6)) == "not applicable"
+    # Other shares are other threats.
+    assert judged("adaptive", *fixed, cell("adaptive", 0.6, share=0.2)) == "not applicable"
+
+
+def test_the_measured_rules_that_are_not_searched_well_are_suspicious() -> None:
+    """Eleven rules against forged updates that know them: against three the line search is the weaker attack."""
+    whole = table.read(ROOT / "results" / "reference" / "matrix_byzantine_adaptive")
+    cells = [str(cell) for cell in whole["cell"].unique() if str(cell).endswith("attacks=adaptive")]
+    (check,) = [one for one in RECORDS.checks if one.name == "adaptive_below_fixed"]
+    verdicts = {}
+    for cell in cells:
+        own = whole[(whole["cell"] == cell) & (whole["seed"] == 0)]
+        verdicts[cell.partition(";")[0].removeprefix("rule=")] = check.ask(
+            Record(plan_of(), 0, FederationState(2, {}, {}), own, whole)
+        )[0]
+    assert {rule for rule, verdict in verdicts.items() if verdict == "suspicious"} == {
+        "median",
+        "centred_clipping",
+        "fltrust",
+    }
+    assert set(verdicts.values()) == {"suspicious", "passed"}
+
+
 def test_certificates_lie_below_what_attacks_leave() -> None:
     def certified(value: float, metric: str = "accuracy", **columns: Any) -> Any:
         place = {"stage": "certificate", "attack": "none", "norm": "l2", "sites": "input", "psr_db": -20.0}

@@ -17,12 +17,16 @@ from fedsem.federation.state import FederationState
 from fedsem.hooks.evasion import Evasion
 from fedsem.plan import Plan
 from fedsem.registry import find
+from fedsem.reporting import verdicts
 from fedsem.reporting.findings import Verdict
+from fedsem.reporting.rows import groups
 
 ROUNDING_DB = 0.01
 """How far a PSR may lie above its budget."""
 FALLEN = 0.1
 """Accuracy that some attack of the run must take from the undefended link, for its PSRs to say anything."""
+ENDS = (("value", "value"), ("ci_low", "ci_high"), ("ci_high", "ci_low"))
+"""Columns of two rows whose differences are that of their values, its least and its most."""
 PLACE = [
     "receiver",
     "task",
@@ -64,7 +68,8 @@ class Record:
 
 RECORDS: Family[Record] = Family(
     "Records",
-    "Read from the table, the checkpoints and the data alone, at the end of every run: nothing is computed again.",
+    "Read from the table, the checkpoints and the data alone, at the end of every run, and of every ablation for all "
+    "of its runs together: nothing is computed again.",
 )
 
 
@@ -167,6 +172,38 @@ def undefended_falls(record: Record) -> Outcome:
     fell = most["fall"] >= FALLEN and most["ci_high"] < 0
     evidence = f"'{most['attack']}' at PSR {most['psr_db']:g} dB takes {most['fall']:.3f} from it, the most of all."
     return ("passed" if fell else "suspicious"), evidence
+
+
+@RECORDS.check("an attack that knows a defense, beside one that does not")
+def adaptive_below_fixed(record: Record) -> Outcome:
+    """Where attacks that know a link's defense stand beside others of the same budget (norm, sites and PSR, or share of
+    malicious receivers) that do not, in whatever cells of the table, the strongest that knows leaves no more accuracy
+    than the strongest that does not: else it is not adaptive enough to support a claim. More than a point more is
+    suspicious; it fails where their two intervals, which are not paired, lie more than a point apart."""
+    if not verdicts.described(record.measured)["knows"].any():
+        return "not applicable", "No attack knows a defense of this link."
+    same_seed = record.table[(record.table["stage"] == "evaluate") & (record.table["seed"] == record.seed)]
+    rows = verdicts.described(same_seed)
+    rows = rows[rows["defended"] & (rows["column"] != verdicts.CLEAN) & (rows["metric"] == "accuracy")]
+    pairs = []
+    for _, same in groups(rows.sort_values("value", kind="stable"), verdicts.THREAT):
+        knowing, fixed = same[same["knows"]].head(1), same[~same["knows"]].head(1)
+        # What stands in several cells belongs to that of the attack that knows.
+        if not fixed.empty and knowing.index.isin(record.rows.index).any():
+            pairs.append((_gain(knowing.iloc[0], fixed.iloc[0]), knowing.iloc[0], fixed.iloc[0]))
+    if not pairs:
+        return "not applicable", "Beside none that knows a defense stands an attack of the same budget that does not."
+    gain, knows, other = max(pairs, key=lambda pair: (pair[0][1] > POINT, pair[0][0]))
+    evidence = (
+        f"Of {knows['link']} '{knows['column']}', which knows the defense, leaves {shown(gain)} more accuracy than"
+    )
+    return beaten(gain), f"{evidence} '{other['column']}', which does not; no other of {len(pairs)} is worse."
+
+
+def _gain(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+    """What one row's value is above another's, with the ends between which their intervals leave it."""
+    value, low, high = (float(one[a]) - float(other[b]) for a, b in ENDS)
+    return value, low, high
 
 
 CERTIFIED = ("accuracy", "f1", "mse")

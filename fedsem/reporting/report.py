@@ -99,7 +99,7 @@ def html(results: Results, drawn: Mapping[str, tuple[bytes, float]]) -> str:
         section("leaks", "What leaks", _grids(leaks(table))),
         section("audit", "Audit", *_audit(read_findings(results.folder))),
         section("figures", "Figures", _figures(drawn)),
-        section("runs", "Runs of this ablation", _runs(manifest)),
+        section("runs", "Runs of this ablation", _runs(results)),
         section("federation", "Federation", _federation(results)),
         section("reproduce", "How to reproduce", _reproduce(results)),
         section(
@@ -253,9 +253,9 @@ def _verdicts(table: pd.DataFrame) -> str:
     return "\n".join((paragraph(note, "soft"), text_table(columns, rows)))
 
 
-def _runs(manifest: Mapping[str, Any]) -> str:
+def _runs(results: Results) -> str:
     """The runs that an ablation is made of: which ended well, and what the others say."""
-    runs = [one for one in manifest.get("cells") or [] if isinstance(one, Mapping)]
+    runs = [one for one in results.manifest.get("cells") or [] if isinstance(one, Mapping)]
     rows = [
         [
             words.cell(str(one.get("cell"))),
@@ -266,7 +266,7 @@ def _runs(manifest: Mapping[str, Any]) -> str:
         ]
         for one in runs
     ]
-    lost = [one for one in runs if one.get("status") not in ("finished", "left out")]
+    lost = results.lost
     note = f"{len(lost)} of {len(runs)} runs did not finish; what they would have measured is missing." if lost else ""
     return "\n".join(
         part

@@ -100,6 +100,12 @@ class Results:
         return content if isinstance(content, dict) else {}
 
     @property
+    def lost(self) -> list[dict[str, Any]]:
+        """Runs of an ablation that did not finish, as its manifest tells of them; none where there is no ablation."""
+        runs = [one for one in self.manifest.get("cells") or [] if isinstance(one, dict)]
+        return [one for one in runs if one.get("status") not in ("finished", "left out")]
+
+    @property
     def figures(self) -> list[str]:
         """Names of the figures that this run has rows for."""
         from fedsem.reporting.figures import available

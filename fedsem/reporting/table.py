@@ -165,7 +165,10 @@ def read(folder: Path) -> pd.DataFrame:
 
     path = folder / "table.parquet"
     if not path.is_file():
-        raise OutputError(f"'{folder}' has no table yet; finish the run with 'fedsem run --resume {folder}'.")
+        raise OutputError(
+            f"'{folder}' has no table yet; finish the run with 'fedsem run --resume {folder}', an ablation with "
+            f"'fedsem ablate --resume {folder}'."
+        )
     try:
         # By default whole numbers of a column with gaps come as floats, which seeds beyond 2^53 do not survive.
         table = pq.read_table(path).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)

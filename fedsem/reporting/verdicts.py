@@ -31,6 +31,8 @@ DECIDING: tuple[words.Kind, ...] = ("classification", "sensing")
 """Tasks of which triggers reach a share of the examples."""
 PLACE = ("task", "receiver", "channel", "fading", "csi", "snr_db", "sensing_snr_db", "selection", "mask_ratio")
 """Columns that are the same where two attacks are compared."""
+THREAT = ("link", "threat", *PLACE)
+"""Columns of `described` that are the same for all attacks on a link under one threat at one place."""
 
 
 def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
@@ -40,7 +42,7 @@ def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     marked = table.copy()
     rows = described(table[table["stage"] == "evaluate"])
     rows = rows[rows["column"] != CLEAN]
-    for _, same in groups(rows, ["link", "threat", "seed", *PLACE]):
+    for _, same in groups(rows, [*THREAT, "seed"]):
         if claimed(same):
             marked.loc[same["value"].astype(float).idxmin(), "verdict"] = JUDGED
         else:
@@ -84,7 +86,7 @@ def verdicts(table: pd.DataFrame) -> list[Verdict]:
     if not attacked["defended"].any():
         return []
     found = []
-    for _, same in groups(attacked, ["link", "threat", *PLACE]):
+    for _, same in groups(attacked, THREAT):
         least = same.sort_values("value", kind="stable").iloc[0]
         shown = words.quantity(str(least["metric"]), least["kind"])
         value, low, high = (
@@ -117,8 +119,9 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
     """
     kinds = task_kinds(rows.assign(stage="evaluate"))
     rows = _noticed(rows)
-    kind = rows["task"].map(kinds)
-    first = kind.map(ATTACKED)
+    # As text: of no row at all pandas would make numbers.
+    kind = rows["task"].map(kinds).astype("string")
+    first = kind.map(ATTACKED).astype("string")
     # Attacks on privacy have no budget; noise is what attacks are compared with.
     attack = rows["attack"].fillna("none")
     budgeted = rows["metric"].eq(first).fillna(False) & (
