@@ -2,7 +2,7 @@
 
 `python -m benchmarks [rounds] [fixed_cost] [throughput] [patches] [grid] [evasion] [byzantine]
 [aggregators] [votes]` runs some of them. `python -m benchmarks costs` is not among those that run without a name: it
-takes a quarter of an hour, and writes `results/reference/defense_costs.csv` anew.
+takes half an hour, and writes `results/reference/defense_costs.csv` anew.
 """
 
 from __future__ import annotations

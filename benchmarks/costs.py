@@ -62,7 +62,7 @@ class Size:
         repeats: of what is timed after training; the least counts.
     """
 
-    rounds: int = 15
+    rounds: int = 40
     noisy_epochs: int = 8
     test_images: int = 359
     draws: int = 16
