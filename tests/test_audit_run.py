@@ -239,10 +239,10 @@ def test_an_attack_that_knows_a_defense_is_no_weaker_than_one_that_does_not() ->
         "accuracy than 'steps \u221220\u00a0dB', which does not; no other of 1 is worse.",
     )
     assert judged(left(0.5), left(0.545, **KNOWS))[0] == "suspicious"
-    assert judged(left(0.5), left(0.56, **KNOWS))[0] == "suspicious"
+    assert judged(left(0.5), left(0.56, **KNOWS))[0] == "failed"
     # The least of either counts, and the worst of all budgets.
     assert judged(left(0.5), left(0.56, **KNOWS), left(0.4, **{**KNOWS, "attack": "other"}))[0] == "passed"
-    assert judged(left(0.5), left(0.7, attack="weak"), left(0.6, **KNOWS))[0] == "suspicious"
+    assert judged(left(0.5), left(0.7, attack="weak"), left(0.6, **KNOWS))[0] == "failed"
     at_ten: dict[str, Any] = {"psr_db": -10.0}
     verdict, evidence = judged(left(0.5), left(0.4, **KNOWS), left(0.2, **at_ten), left(0.23, **at_ten, **KNOWS))
     assert verdict == "suspicious"
@@ -288,7 +288,7 @@ def test_attacks_in_training_are_compared_over_the_cells_of_an_ablation() -> Non
     fixed = cell("ipm", 0.5), cell("alie", 0.7)
     assert judged("adaptive", *fixed, cell("adaptive", 0.4)) == "passed"
     assert judged("adaptive", *fixed, cell("adaptive", 0.53)) == "suspicious"
-    assert judged("adaptive", *fixed, cell("adaptive", 0.6)) == "suspicious"
+    assert judged("adaptive", *fixed, cell("adaptive", 0.6)) == "failed"
     # It is told once, of the cell of the attack that knows.
     assert judged("ipm", *fixed, cell("adaptive", 0.6)) == "not applicable"
     # Other shares are other threats.

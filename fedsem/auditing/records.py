@@ -178,9 +178,8 @@ def undefended_falls(record: Record) -> Outcome:
 def adaptive_below_fixed(record: Record) -> Outcome:
     """Where attacks that know a link's defense stand beside others of the same budget (norm, sites and PSR, or share of
     malicious receivers) that do not, in whatever cells of the table, the strongest that knows leaves no more accuracy
-    than the strongest that does not: else it is not adaptive enough, and a better one might leave less than either.
-    More than a point more is suspicious; it never fails, as a link is judged by the worse of the two. The interval is
-    not paired."""
+    than the strongest that does not: else it is not adaptive enough to support a claim. More than a point more is
+    suspicious; it fails where their two intervals, which are not paired, lie more than a point apart."""
     if not verdicts.described(record.measured)["knows"].any():
         return "not applicable", "No attack knows a defense of this link."
     same_seed = record.table[(record.table["stage"] == "evaluate") & (record.table["seed"] == record.seed)]
@@ -194,12 +193,11 @@ def adaptive_below_fixed(record: Record) -> Outcome:
             pairs.append((_gain(knowing.iloc[0], fixed.iloc[0]), knowing.iloc[0], fixed.iloc[0]))
     if not pairs:
         return "not applicable", "Beside none that knows a defense stands an attack of the same budget that does not."
-    gain, knows, other = max(pairs, key=lambda pair: pair[0][0])
+    gain, knows, other = max(pairs, key=lambda pair: (pair[0][1] > POINT, pair[0][0]))
     evidence = (
         f"Of {knows['link']} '{knows['column']}', which knows the defense, leaves {shown(gain)} more accuracy than"
     )
-    verdict: Verdict = "passed" if beaten(gain) == "passed" else "suspicious"
-    return verdict, f"{evidence} '{other['column']}', which does not; no other of {len(pairs)} is worse."
+    return beaten(gain), f"{evidence} '{other['column']}', which does not; no other of {len(pairs)} is worse."
 
 
 def _gain(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
