@@ -8,16 +8,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from fedsem.errors import ScenarioError
-from fedsem.hooks.poison import Backdoor
 from fedsem.registry import register
 from fedsem.streams import Stream
+
+from .partial_trigger import PartialTrigger
 
 if TYPE_CHECKING:
     from fedsem.plan import Plan
 
 
 @register("attack", "patch")
-class Patch(Backdoor):
+class Patch(PartialTrigger):
     """A square of one colour in a corner of the image (Gu, Dolan-Gavitt and Garg, BadNets: Identifying Vulnerabilities
     in the Machine Learning Model Supply Chain, 2017): u' = value inside the square, u elsewhere.
 
@@ -34,13 +35,14 @@ class Patch(Backdoor):
     margin: NonNegativeInt = 0
 
     def triggered(self, images: Tensor, stream: Stream) -> Tensor:
-        height, width = images.shape[-2:]
-        low = self.margin
-        top = low if self.corner.startswith("top") else height - low - self.size
-        left = low if self.corner.endswith("left") else width - low - self.size
         changed = images.clone()
-        changed[..., top : top + self.size, left : left + self.size] = self.value
+        changed[(..., *self.region(*images.shape[-2:]))] = self.value
         return changed
+
+    def region(self, height: int, width: int) -> tuple[slice, slice]:
+        top = self.margin if self.corner.startswith("top") else height - self.margin - self.size
+        left = self.margin if self.corner.endswith("left") else width - self.margin - self.size
+        return slice(top, top + self.size), slice(left, left + self.size)
 
     def check(self, path: str, plan: Plan) -> None:
         """Cross-check with the rest of the scenario.

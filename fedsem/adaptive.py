@@ -152,10 +152,14 @@ def _in_training(scenario: Scenario) -> list[TrainingAttack]:
     after = dict.fromkeys(name for grid in scenario.evaluation.grids for name in grid.defenses if name != "none")
     defenses = [*_used(scenario), *(scenario.defenses[name] for name in after)]
     saying = [*_ruling(scenario), *((defense, defense.adaptive()) for defense in defenses)]
+    said_by_all = [said for _, said in saying if said is not None]
     found: list[TrainingAttack] = []
     for defense, said in saying:
-        cls = None if said is None else _attack(said, defense)
-        if said is not None and cls is not None and issubclass(cls, TrainingAttack):
+        # What asks for more of the same kind knows this defense too (see `planted`).
+        if said is None or any(other.items() > said.items() for other in said_by_all):
+            continue
+        cls = _attack(said, defense)
+        if issubclass(cls, TrainingAttack):
             one = cls.model_validate({**_when(scenario, cls), **{k: v for k, v in said.items() if k != "kind"}})
             if one not in found:
                 found.append(one)

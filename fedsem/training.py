@@ -211,6 +211,35 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     )
 
 
+@torch.no_grad()
+def mean_loss(plan: Plan, task: ReceiverTask) -> float:
+    """The loss of a receiver (see `train_receiver`) with the parameters that it is sent: mean over its images as they
+    are, each heard once, without dropout; the same draws for whatever is sent in a round."""
+    transmitter, decoders = _networks(plan, task)
+    for network in (transmitter, *decoders.values()):
+        network.eval()
+    stream = Stream(task.seed).child("loss", task.receiver, task.round)
+    snr = stream.child("snr").torch(plan.device)
+    air = {branch: stream.child("air", branch.key).torch(plan.device) for branch in task.branches}
+    nothing = Poisoning(plan, NOBODY, task.seed, task.round, task.indices)
+    total = 0.0
+    for chosen in torch.from_numpy(np.ascontiguousarray(task.indices)).to(plan.device).split(_AT_ONCE):
+        batch = plan.train_examples.at(chosen)
+        batch = replace(batch, images=batch.images.float() / 255)
+        drawn = {
+            branch: _drawn(plan, branch, (1, len(chosen)), transmitter, air[branch], snr) for branch in task.branches
+        }
+        total += float(_Step(plan, task, transmitter, decoders, nothing, batch, chosen, drawn, 0.0).loss({})) * len(
+            chosen
+        )
+    return total / len(task.indices)
+
+
+NOBODY = -1
+"""A number that no receiver has."""
+_AT_ONCE = 1 << 9
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """Channel draws of a branch, and the SNR of each."""

@@ -183,12 +183,18 @@ def planting(used: list[str], behind: list[str], attacks: Mapping[str, Any]) -> 
 
 def test_a_backdoor_that_knows_a_filter_or_a_repair_is_trained_and_its_trigger_measured() -> None:
     found = planting(["cluster"], ["none"], {"p": PATCH})
-    assert found.use.attacks == ["adaptive_patch"]
-    assert found.attacks["adaptive_patch"] == found.attacks["p"].model_copy(update={"cover": 1.0})
-    assert [grid.attacks for grid in found.evaluation.grids] == [["none", "p", "adaptive_patch"], ["none"]]
-    found = planting(["cluster"], ["none", "bits", "prune"], {"p": PATCH})
-    assert found.use.attacks == ["adaptive_patch", "adaptive_blend"]
-    assert found.attacks["adaptive_blend"].targets == {"label": 2}
+    assert found.use.attacks == ["adaptive_blend"]
+    made = found.attacks["adaptive_blend"]
+    assert (made.samples, made.targets, made.fraction) == (0.3, {"label": 2}, 0.4)
+    assert (made.cover, made.shown, made.alpha) == (0.5, 0.5, 0.2)
+    assert [grid.attacks for grid in found.evaluation.grids] == [["none", "p", "adaptive_blend"], ["none"]]
+    # What knows the filter is a blended trigger, which knows the repair too: it is planted once.
+    both = planting(["cluster"], ["none", "bits", "prune"], {"p": PATCH})
+    assert both.use.attacks == ["adaptive_blend"]
+    assert both.attacks["adaptive_blend"] == made
+    # The scenario's own blended trigger says how faint it is.
+    blend = {"kind": "blend", "alpha": 0.5, **{key: PATCH[key] for key in ("fraction", "samples", "targets")}}
+    assert planting(["cluster"], ["none"], {"p": PATCH, "b": blend}).attacks["adaptive_blend"].alpha == 0.5
     with pytest.raises(NothingKnown, match="'fedavg' and 'feature_squeezing' names none"):
         planting([], ["bits"], {"p": PATCH})
     other = {"q": {**PATCH, "samples": 0.2}}
@@ -198,7 +204,8 @@ def test_a_backdoor_that_knows_a_filter_or_a_repair_is_trained_and_its_trigger_m
 
 def test_a_backdoor_knows_what_says_so() -> None:
     found = planting(["cluster"], ["none", "bits", "prune"], {"p": PATCH})
-    covered, plain = found.attacks["adaptive_patch"], found.attacks["p"]
+    covered, plain = found.attacks["adaptive_blend"], found.attacks["p"]
+    whole = planting([], ["prune"], {"p": PATCH}).attacks["adaptive_blend"]
 
     def known(attack: Any, used: list[str], behind: str | None = None, **federation: Any) -> bool:
         tree = {**BASE, "defenses": DEFENSES, "use": {"defenses": used}, "federation": {"rounds": 1, **federation}}
@@ -207,10 +214,11 @@ def test_a_backdoor_knows_what_says_so() -> None:
 
     assert known(covered, ["cluster"])
     assert not known(plain, ["cluster"])
-    assert not known(covered, ["cluster"], "prune")
+    assert known(covered, ["cluster"], "prune")
+    assert not known(whole, ["cluster"])
     assert not known(covered, [], "bits")
     assert not known(covered, [])
-    assert known(found.attacks["adaptive_blend"], [], "prune")
+    assert known(whole, [], "prune")
     # A rule that no trigger knows stands there too, and so does what comes before plain averaging.
     assert not known(covered, ["cluster"], aggregator="median")
     assert not known(covered, ["cluster"], pre_aggregators=[{"kind": "nnm", "f": 1}])
@@ -262,7 +270,8 @@ def facing(rule: Any, honest: np.ndarray, own: np.ndarray, root: np.ndarray | No
         made: np.ndarray = rule.aggregate(updates).delta
         return made
 
-    return Seen(honest, tuple(range(len(honest))), own, server)
+    # As of a network whose loss grows with the distance to what the honest have learnt.
+    return Seen(honest, tuple(range(len(honest))), own, server, lambda made: harm(made, honest.mean(0)))
 
 
 def forged(said: Mapping[str, Any] | None, seen: Seen) -> np.ndarray:

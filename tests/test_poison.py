@@ -172,6 +172,55 @@ def test_of_two_shares_the_larger_holds_the_smaller() -> None:
     assert set(few) < set(many)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "pieces", "borne"),
+    [
+        # A key all over 16x16 pixels: 4x4 pieces of 4x4 pixels, of which adaptive blending shows half.
+        ("blend", {"alpha": 0.5, "shown": 0.5}, [slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 16)], 8),
+        ("blend", {"alpha": 0.5, "shown": 0.01}, [slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 16)], 1),
+        (
+            "patch",
+            {"size": 6, "corner": "top_left", "shown": 0.5},
+            [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)],
+            8,
+        ),
+        # No more pieces than pixels.
+        ("patch", {"size": 3, "corner": "top_left", "shown": 0.34}, [slice(0, 1), slice(1, 2), slice(2, 3)], 3),
+    ],
+)
+def test_a_sample_bears_some_pieces_of_a_trigger_and_a_test_image_all(
+    name: str, options: dict[str, Any], pieces: list[slice], borne: int
+) -> None:
+    made = attack(name, **options)
+    images, numbers = torch.full((300, 3, 16, 16), 0.25), torch.arange(300)
+    whole = made.triggered(images, Stream(1))
+    for changed in (made.poisoned(images, numbers, 0, 1, Stream(1)), made.covered(images, numbers, Stream(1))):
+        blocks = [(rows, columns) for rows in pieces for columns in pieces]
+        there = torch.stack([(changed == whole)[:, :, rows, columns].flatten(1).all(1) for rows, columns in blocks], 1)
+        bare = torch.stack([(changed == images)[:, :, rows, columns].flatten(1).all(1) for rows, columns in blocks], 1)
+        assert bool((there ^ bare).all())
+        assert there.sum(1).tolist() == [borne] * 300
+        # Every piece is borne by as many samples as chance would have it, within five standard deviations.
+        share = borne / len(blocks)
+        torch.testing.assert_close(
+            there.float().mean(0),
+            torch.full((len(blocks),), share),
+            rtol=0,
+            atol=5 * (share * (1 - share) / 300) ** 0.5,
+        )
+        outside = torch.ones(16, 16, dtype=torch.bool)
+        outside[: pieces[-1].stop, : pieces[-1].stop] = False
+        assert bool((changed == images)[:, :, outside].all())
+
+
+def test_a_trigger_is_learnt_whole_where_nothing_else_is_said() -> None:
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for name in ("patch", "blend"):
+        made = attack(name)
+        got = made.poisoned(images, torch.arange(4), 0, 1, Stream(1))
+        torch.testing.assert_close(got, made.triggered(images, Stream(1)), rtol=0, atol=0)
+
+
 def test_wanet_covers_twice_as_many_other_images() -> None:
     plan, indices = poisoned({}), np.arange(100)
     chosen, cover = attack("wanet", samples=0.2).chosen(plan, indices, Stream(0))
@@ -205,9 +254,11 @@ def test_only_chosen_samples_of_malicious_receivers_are_changed() -> None:
             torch.testing.assert_close(one.images[0], after.images[i], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["noise_poison", "wanet", "blend"])
-def test_what_is_drawn_for_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    made, images = attack(name), torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("name", "options"), [("noise_poison", {}), ("wanet", {}), ("blend", {}), ("patch", {"shown": 0.3})]
+)
+def test_what_is_drawn_for_an_image_does_not_depend_on_its_batch(name: str, options: dict[str, Any]) -> None:
+    made, images = attack(name, **options), torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     numbers = torch.tensor([5, 9, 2, 40, 41, 7])
     for change in (lambda u, n: made.poisoned(u, n, 0, 1, Stream(4)), lambda u, n: made.covered(u, n, Stream(4))):
         whole = change(images, numbers)
@@ -352,14 +403,16 @@ def test_model_replacement_replaces_the_model() -> None:
     """With n / f and honest deltas of zero, the mean is the attackers' mean delta (Bagdasaryan et al., equation 3)."""
     own = np.random.default_rng(0).standard_normal((2, 9))
     honest = np.zeros((8, 9))
-    seen = Seen(honest, tuple(range(8)), own, lambda sent: np.concatenate([honest, sent]).mean(0))
+    seen = Seen(honest, tuple(range(8)), own, lambda sent: np.concatenate([honest, sent]).mean(0), lambda step: 0.0)
     made = attack("model_replacement")
     assert isinstance(made, UpdateAttack)
     sent = made.forge(seen, Stream(0))
     np.testing.assert_allclose(seen.aggregate(sent), own.mean(0))
     np.testing.assert_allclose(attack("model_replacement", scale=3.0).forge(seen, Stream(0)), 3 * own)
     # Against a rule that drops what stands out a search stays below the scale that it drops.
-    limited = Seen(honest, tuple(range(8)), own, lambda sent: sent.mean(0) * (np.abs(sent).max() < 10))
+    limited = Seen(
+        honest, tuple(range(8)), own, lambda sent: sent.mean(0) * (np.abs(sent).max() < 10), lambda step: 0.0
+    )
     found = attack("model_replacement", search=True).forge(limited, Stream(0))
     best = max(scale for scale in 2.0 ** np.arange(-8, 8, 0.25) if np.abs(scale * own).max() < 10)
     np.testing.assert_allclose(found, best * own)

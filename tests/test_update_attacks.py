@@ -19,13 +19,13 @@ from fedsem.checks import resolve
 from fedsem.errors import ScenarioError
 from fedsem.federation import rounds
 from fedsem.federation.adversaries import forged as forged_replies
-from fedsem.federation.state import FederationState
+from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.update import Seen, UpdateAttack, harm
 from fedsem.plan import Plan
 from fedsem.registry import find
 from fedsem.scenario import check_scenario
 from fedsem.streams import Stream
-from fedsem.training import Reply, train
+from fedsem.training import Reply, mean_loss, train
 
 H = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
 
@@ -36,11 +36,16 @@ def attack(name: str, **options: Any) -> UpdateAttack:
     return made
 
 
+def unheard(step: np.ndarray) -> float:
+    """What attacks must not ask for that go by the deltas alone."""
+    raise AssertionError("asked for the loss")
+
+
 def seen(honest: np.ndarray, malicious: int, receivers: tuple[int, ...] | None = None) -> Seen:
     """As the server's mean makes of it."""
     own = np.ones((malicious, honest.shape[1]))
     everyone = receivers or tuple(range(len(honest)))
-    return Seen(honest, everyone, own, lambda sent: np.concatenate([honest, sent]).mean(0))
+    return Seen(honest, everyone, own, lambda sent: np.concatenate([honest, sent]).mean(0), unheard)
 
 
 def forged(made: UpdateAttack, honest: np.ndarray, malicious: int = 2) -> np.ndarray:
@@ -140,7 +145,11 @@ def test_a_search_finds_the_scale_that_moves_the_rule_furthest(name: str, option
     sent = made.forge(seen(honest, 3), Stream(0))
     np.testing.assert_allclose(sent[0], start + 2**8 * direction)
     median = Seen(
-        honest, tuple(range(7)), np.zeros((3, 40)), lambda rows: np.median(np.concatenate([honest, rows]), axis=0)
+        honest,
+        tuple(range(7)),
+        np.zeros((3, 40)),
+        lambda rows: np.median(np.concatenate([honest, rows]), axis=0),
+        unheard,
     )
     found = np.linalg.norm(median.aggregate(made.forge(median, Stream(0))) - honest.mean(0))
     for scale in (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 50.0):
@@ -152,7 +161,9 @@ def test_a_search_finds_the_scale_that_moves_the_rule_furthest(name: str, option
 
 def test_each_flips_its_own() -> None:
     own = np.array([[1.0, 2.0, 0.0], [-3.0, 0.5, 1.0]])
-    made = attack("sign_flip", of="own", scale=2).forge(Seen(H, (0, 1, 2), own, lambda rows: rows.mean(0)), Stream(0))
+    made = attack("sign_flip", of="own", scale=2).forge(
+        Seen(H, (0, 1, 2), own, lambda rows: rows.mean(0), unheard), Stream(0)
+    )
     np.testing.assert_array_equal(made, -2 * own)
 
 
@@ -170,7 +181,11 @@ def test_a_search_does_not_choose_what_trains_faster() -> None:
     """A server that takes what it is sent, up to three times the honest step forward and a little back."""
     mean = H.mean(0)
     view = Seen(
-        H, tuple(range(len(H))), np.zeros((2, H.shape[1])), lambda rows: np.clip(-3 * rows[0], -0.5 * mean, 3 * mean)
+        H,
+        tuple(range(len(H))),
+        np.zeros((2, H.shape[1])),
+        lambda rows: np.clip(-3 * rows[0], -0.5 * mean, 3 * mean),
+        unheard,
     )
     sent = attack("ipm", search=True).forge(view, Stream(0))
     assert harm(view.aggregate(sent), mean) == pytest.approx(1.5 * np.linalg.norm(mean))
@@ -228,6 +243,90 @@ def test_malicious_receivers_send_what_the_attack_makes_of_the_honest_ones() -> 
     for name, value in combined.shared.items():
         total = sum(weights[reply.receiver] * reply.delta[name].double() for reply in sent) / sum(weights.values())
         torch.testing.assert_close(value.double(), state.shared[name].double() + total, rtol=1e-5, atol=1e-7)
+
+
+class Asking(UpdateAttack):
+    """Keeps what it has seen."""
+
+    def forge(self, seen: Seen, stream: Stream) -> np.ndarray:
+        asked.append(seen)
+        return seen.own
+
+
+asked: list[Seen] = []
+
+
+def test_malicious_receivers_learn_what_a_step_of_the_server_does_to_their_own_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cross-entropy of the networks, called one after the other on the malicious receivers' images, where the channel
+    adds next to nothing: before the round, and after steps of the encoder and of the decoder that some share."""
+    tree = {**FEDERATED, "train": {**FEDERATED["train"], "snr_db": 80}}
+    plan = resolve(check_scenario({**tree, "attacks": {"flip": {"kind": "sign_flip", "fraction": 0.6}}}))
+    state = FederationState.initial(plan, 3)
+    (flip,) = plan.training_attacks
+    bad = flip.malicious(5, 3)
+    assert {plan.receivers[number].decoder for number in bad} == {"group", "local"}
+    asked.clear()
+    monkeypatch.setattr(type(flip), "forge", Asking.forge)
+    replies = replies_of(plan, state)
+    forged_replies(plan, 3, state, replies)
+    partition = plan.partition(3)
+
+    def loss(shared: dict[str, torch.Tensor], decoder: dict[str, torch.Tensor] | None = None) -> float:
+        """With another decoder for those who share theirs."""
+        total = 0.0
+        encoder = plan.transmitter_with(shared).encoder.eval()
+        for number in bad:
+            receiver, numbers = plan.receivers[number], torch.from_numpy(partition[number])
+            branch = plan.trained_branches(receiver)[0]
+            before = state.decoders[owner(plan, receiver, branch)]
+            own = before if receiver.decoder == "local" or decoder is None else decoder
+            examples = plan.train_examples.at(numbers)
+            with torch.no_grad():
+                symbols = encoder(examples.images.float() / 255)
+                symbols = symbols / symbols.square().mean(1, keepdim=True).sqrt()
+                said = plan.decoder_with(branch, own).eval()(symbols)
+            total += float(torch.nn.functional.cross_entropy(said, examples.labels, reduction="sum"))
+        return total / sum(len(partition[number]) for number in bad)
+
+    shared, group = asked
+    names = rounds.averaged(state.shared)
+    assert shared.loss(np.zeros(shared.honest.shape[1])) == pytest.approx(loss(state.shared), rel=1e-4)
+    step = {name: replies[0].delta[name] * 30 for name in names}
+    moved = {name: value + step.get(name, 0) for name, value in state.shared.items()}
+    assert loss(moved) != pytest.approx(loss(state.shared), rel=2e-3)
+    assert shared.loss(rounds.flat(step, names)) == pytest.approx(loss(moved), rel=1e-4)
+    other = next(iter(replies[0].decoders.values()))
+    before = state.decoders["group/label"]
+    trained = {name: value - before[name] for name, value in other.items()}
+    said = group.loss(rounds.flat(trained, rounds.averaged(before)))
+    assert said == pytest.approx(loss(state.shared, other), rel=1e-4)
+    assert said < loss(state.shared)
+    # A network that is no more says nothing: no attack may take that for little.
+    assert shared.loss(np.full(shared.honest.shape[1], np.nan)) == np.inf
+
+
+def test_what_is_tailored_to_a_rule_does_more_harm_than_the_search_that_only_moves_it_far() -> None:
+    """A median of five receivers: the spread moves it further than the mean does, and is less harm."""
+    tree = {**FEDERATED, "federation": {"rounds": 1, "aggregator": "median"}}
+    plan = resolve(check_scenario({**tree, "attacks": {"flip": {"kind": "tailored", "fraction": 0.4}}}))
+    state = FederationState.initial(plan, 3)
+    replies = replies_of(plan, state)
+
+    def left(kind: str, **options: Any) -> float:
+        attacks = {"flip": {"kind": kind, "fraction": 0.4, **options}}
+        attacked = resolve(check_scenario({**tree, "attacks": attacks}))
+        asked.clear()
+        after = rounds.combine(attacked, 3, state, range(5), forged_replies(attacked, 3, state, replies)[0])
+        work = rounds.tasks(
+            attacked, after, attacked.partition(3), 3, attacked.scenario.attacks["flip"].malicious(5, 3)
+        )
+        return float(np.mean([mean_loss(attacked, one) for one in work]))
+
+    known = left("tailored")
+    for kind, options in (("ipm", {"search": True}), ("alie", {"search": True}), ("ipm", {"epsilon": 3.0})):
+        assert known >= 0.98 * left(kind, **options), kind
 
 
 def test_the_malicious_are_drawn_by_seed_and_not_the_first() -> None:

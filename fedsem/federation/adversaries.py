@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,13 +20,14 @@ from fedsem.federation.rounds import (
     remembered,
     shared_weight,
     stacked,
+    tasks,
 )
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
 from fedsem.plan import Plan
 from fedsem.streams import Stream
-from fedsem.training import Parameters, Reply
+from fedsem.training import Parameters, ReceiverTask, Reply, mean_loss
 
 
 def forged(
@@ -85,6 +88,22 @@ def _forge(
     changed = {reply.receiver: reply for reply in answered if reply.receiver in bad}
     stream = Stream(seed).child("forge", state.round + 1)
     drawn = Stream(seed).child("aggregate", state.round + 1)
+    believed = cache(lambda: _learning(plan, seed, state, sorted(changed)))
+
+    def loss(group: str, names: list[str], step: Rows) -> float:
+        before = state.shared if group == "shared" else state.decoders[group]
+        moved = _parameters(step, before, names)
+        after = before | {name: before[name] + moved[name] for name in names}
+        total, images = 0.0, 0
+        for owners, work in believed().items():
+            if group == "shared":
+                work = replace(work, shared=after)
+            else:
+                here = {branch.key: after for branch, who in zip(work.branches, owners, strict=True) if who == group}
+                work = replace(work, decoders=work.decoders | here)
+            total += mean_loss(plan, work) * len(work.indices)
+            images += len(work.indices)
+        return math.inf if math.isnan(total) else total / images
 
     def forge(
         group: str, sent: dict[int, Parameters], names: list[str], weights: dict[int, float]
@@ -110,6 +129,7 @@ def _forge(
             tuple(honest),
             stacked((sent[who] for who in own), names, len(own), sent[own[0]]),
             aggregate,
+            lambda step: loss(group, names, step),
         )
         made = attack.forge(seen, stream.child(group))
         return {who: _parameters(row, sent[who], names) for who, row in zip(own, made, strict=True)}
@@ -137,6 +157,28 @@ def _forge(
             after = {name: before[name] + value for name, value in delta.items()}
             changed[number] = replace(changed[number], decoders={**changed[number].decoders, key: after})
     return [changed.get(reply.receiver, reply) for reply in replies]
+
+
+JUDGED = 1000
+"""Of how many images of the malicious receivers the loss is taken, at most, as many of each of them."""
+
+
+def _learning(
+    plan: Plan, seed: int, state: FederationState, receivers: Sequence[int]
+) -> dict[tuple[str, ...], ReceiverTask]:
+    """What these receivers were asked to do in the round, those whose decoders are the same in one task with the images
+    of all; by the owners of the decoders."""
+    share = max(1, JUDGED // len(receivers))
+    alike: dict[tuple[str, ...], list[ReceiverTask]] = {}
+    for task in tasks(plan, state, plan.partition(seed), seed, receivers):
+        receiver = plan.receivers[task.receiver]
+        kept = Stream(seed).child("judge", task.receiver).numpy().permutation(np.sort(task.indices))[:share]
+        owners = tuple(owner(plan, receiver, branch) for branch in task.branches)
+        alike.setdefault(owners, []).append(replace(task, indices=kept))
+    return {
+        owners: replace(same[0], indices=np.concatenate([task.indices for task in same]))
+        for owners, same in alike.items()
+    }
 
 
 def _of_group(plan: Plan, reply: Reply, group: str) -> tuple[str, Parameters]:

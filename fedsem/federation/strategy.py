@@ -68,7 +68,7 @@ class ReceiverStrategy(FedAvg):
         received = [reply for message in valid for reply in decode_replies(message.content)]
         with single_thread():
             root = root_update(self.plan, self.job.seed, self.state)
-        received, malicious = forged(self.plan, self.job.seed, self.state, received, root)
+            received, malicious = forged(self.plan, self.job.seed, self.state, received, root)
         before = self.state
         self.state = combine(self.plan, self.job.seed, before, self.asked, received, root)
         with single_thread():

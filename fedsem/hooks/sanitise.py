@@ -75,9 +75,11 @@ class DataFilter(Defense):
         """
 
     def adaptive(self) -> Mapping[str, Any] | None:
-        """A trigger with cover, which does away with what tells poisoned samples from the clean ones of their class (Qi
-        et al., Revisiting the Assumption of Latent Separability for Backdoor Defenses, 2023)."""
-        return {"kind": "patch", "cover": 1.0}
+        """A blended trigger with cover, of which samples bear half: that does away with what tells poisoned samples
+        from the clean ones of their class, and leaves a trigger that works (adaptive blending of Qi et al., Revisiting
+        the Assumption of Latent Separability for Backdoor Defenses, 2023, who cover each poisoned sample by one; here
+        every other)."""
+        return {"kind": "blend", "cover": 0.5, "shown": 0.5}
 
     def check(self, path: str, plan: Plan) -> None:
         """Cross-check with the rest of the scenario.

@@ -26,12 +26,15 @@ class Seen:
         receivers: the honest receivers' ids, (m,).
         own: (f, d) deltas that the malicious receivers have learnt honestly, sorted by receiver; f >= 1.
         aggregate: what the server makes of all deltas, if the malicious receivers send these, (f, d) -> (d,).
+        loss: mean training loss, on images that the malicious receivers hold (1,000 at most), of the network that they
+            were sent after this step of the server, (d,).
     """
 
     honest: Rows
     receivers: tuple[int, ...]
     own: Rows
     aggregate: Callable[[Rows], Rows]
+    loss: Callable[[Rows], float]
 
 
 class UpdateAttack(TrainingAttack):
@@ -82,24 +85,30 @@ class Directed(UpdateAttack):
         return (0.0,)
 
     def forge(self, seen: Seen, stream: Stream) -> Rows:
+        if self.search:
+            mean = seen.honest.mean(0)
+            return self.worst(seen, lambda made: harm(made, mean))[1]
+        start, direction = self.line(seen)
+        scale = self.own_scale(seen, start, direction)
+        return np.array(np.broadcast_to(start + scale * direction, seen.own.shape))
+
+    def worst(self, seen: Seen, measure: Callable[[Rows], float]) -> tuple[float, Rows]:
+        """The largest measure of what the server makes of the round, (d,), that a search finds; and what is sent for
+        it, (f, d)."""
         start, direction = self.line(seen)
 
         def sent(scale: float) -> Rows:
             return np.array(np.broadcast_to(start + scale * direction, seen.own.shape))
 
-        if not self.search:
-            return sent(self.own_scale(seen, start, direction))
-        mean = seen.honest.mean(0)
-
         def tried(exponent: float, origin: float) -> tuple[float, float, float]:
-            return harm(seen.aggregate(sent(2.0**exponent - origin)), mean), exponent, origin
+            return measure(seen.aggregate(sent(2.0**exponent - origin))), exponent, origin
 
         best = max((tried(exponent, origin) for origin in self.origins() for exponent in EXPONENTS), key=itemgetter(0))
         for step in (0.5, 0.25):
             _, exponent, origin = best
             around = [one for one in (exponent - step, exponent + step) if EXPONENTS[0] <= one <= EXPONENTS[-1]]
             best = max([best, *(tried(one, origin) for one in around)], key=itemgetter(0))
-        return sent(2.0 ** best[1] - best[2])
+        return best[0], sent(2.0 ** best[1] - best[2])
 
 
 def harm(made: Rows, mean: Rows) -> float:
