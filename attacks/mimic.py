@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsem.hooks.update import Rows, Seen, UpdateAttack, harm
+from fedsem.hooks.update import Rows, Seen, UpdateAttack
 from fedsem.registry import register
 from fedsem.streams import Stream
 
@@ -19,9 +19,8 @@ class Mimic(UpdateAttack):
     of the smallest id, as in ByzFL.
 
     Attributes:
-        search: in each round the honest receiver whose repetition moves what the server makes of the round furthest
-            from the mean of the honest deltas, but for what lies ahead in its direction: a worst case that knows the
-            aggregation rule.
+        search: in each round the honest receiver whose repetition, once it has gone through the aggregation rule, does
+            most harm to the malicious receivers' own loss.
     """
 
     search: bool = False
@@ -32,6 +31,5 @@ class Mimic(UpdateAttack):
 
         if not self.search:
             return repeated(int(np.argmin(seen.receivers)))
-        mean = seen.honest.mean(0)
-        found = [harm(seen.aggregate(repeated(i)), mean) for i in range(len(seen.honest))]
+        found = [seen.loss(seen.aggregate(repeated(i))) for i in range(len(seen.honest))]
         return repeated(int(np.argmax(found)))

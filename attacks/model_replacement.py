@@ -30,3 +30,7 @@ class ModelReplacement(Directed):
 
     def own_scale(self, seen: Seen, start: Rows, direction: Rows) -> float:
         return (len(seen.honest) + len(seen.own)) / len(seen.own) if self.scale is None else self.scale
+
+    def measure(self, seen: Seen, made: Rows) -> float:
+        """How far the server goes: what it learns is not to look harmful."""
+        return float(np.linalg.norm(np.asarray(made, np.float64) - seen.honest.mean(0)))

@@ -49,10 +49,10 @@ class PartialTrigger(Backdoor):
         sides = [one.stop - one.start for one in (rows, columns)]
         high, wide = (min(SIDE, side) for side in sides)
         count = max(1, round(self.shown * high * wide))
+        of = [np.arange(side) * cut // side for side, cut in zip(sides, (high, wide), strict=True)]
         bears = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
         for here, number in zip(bears, numbers.tolist(), strict=True):
             pieces = np.zeros(high * wide, dtype=bool)
             pieces[stream.child("pieces", number).numpy().permutation(high * wide)[:count]] = True
-            piece_of = [np.arange(side) * cut // side for side, cut in zip(sides, (high, wide), strict=True)]
-            here[rows, columns] = torch.from_numpy(pieces.reshape(high, wide)[np.ix_(*piece_of)])
+            here[rows, columns] = torch.from_numpy(pieces.reshape(high, wide)[np.ix_(*of)])
         return torch.where(bears[:, None].to(images.device), whole, images)

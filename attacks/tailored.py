@@ -14,16 +14,17 @@ from .ipm import Ipm
 
 @register("attack", "tailored")
 class Tailored(UpdateAttack):
-    """What makes the network worst for the data that the malicious receivers hold, of all that two searches through the
-    rule itself try: along the mean of the honest deltas, away from it and from zero (`ipm`), and along their spread,
-    coordinate by coordinate (`alie`). Which one is worse depends on the rule and on how much the honest agree: FLTrust
-    trusts nothing that points against the mean, and what stands out in the spread is far from the others for Krum.
+    """What does most harm of all that two searches through the rule itself try: along the mean of the honest deltas,
+    away from it and from zero (`ipm`), and along their spread, coordinate by coordinate (`alie`). Which one is worse
+    depends on the rule and on how much the honest agree: FLTrust trusts nothing that points against the mean, and what
+    stands out in the spread is far from the others for Krum.
 
     The AGR-tailored attack of Shejwalkar and Houmansadr (Manipulating the Byzantine, 2021) with two of their
-    directions, but judged by the loss that it causes, not by how far it moves the server: along the spread that is far
-    less harm than against the mean. It knows the rule, what it draws and the server's own data. It is greedy: it looks
-    at one round, and a fixed attack may do more in the end.
+    directions. They take the distance between what the server makes of the round and the honest mean for the harm; here
+    it is the loss on the malicious receivers' own images, because a step along the spread and one of the same length
+    against the mean are not the same harm. Harm to tasks that no malicious receiver has is not seen. It is greedy: it
+    looks at one round, and a fixed attack may do more in the end.
     """
 
     def forge(self, seen: Seen, stream: Stream) -> Rows:
-        return max((one.worst(seen, seen.loss) for one in (Ipm(), Alie())), key=itemgetter(0))[1]
+        return max((one.worst(seen) for one in (Ipm(), Alie())), key=itemgetter(0))[1]

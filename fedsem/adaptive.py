@@ -155,7 +155,7 @@ def _in_training(scenario: Scenario) -> list[TrainingAttack]:
     said_by_all = [said for _, said in saying if said is not None]
     found: list[TrainingAttack] = []
     for defense, said in saying:
-        # What asks for more of the same kind knows this defense too (see `planted`).
+        # What another defense asks for has all that this one asks for, and knows both (see `planted`).
         if said is None or any(other.items() > said.items() for other in said_by_all):
             continue
         cls = _attack(said, defense)

@@ -31,6 +31,9 @@ from fedsem.units import energy
 
 log = logging.getLogger(__name__)
 Parameters = dict[str, Tensor]
+_NOBODY = -1
+"""A number that no receiver has, which no attack acts on."""
+_TRIED_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -211,33 +214,49 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
     )
 
 
-@torch.no_grad()
-def mean_loss(plan: Plan, task: ReceiverTask) -> float:
-    """The loss of a receiver (see `train_receiver`) with the parameters that it is sent: mean over its images as they
-    are, each heard once, without dropout; the same draws for whatever is sent in a round."""
-    transmitter, decoders = _networks(plan, task)
-    for network in (transmitter, *decoders.values()):
-        network.eval()
-    stream = Stream(task.seed).child("loss", task.receiver, task.round)
-    snr = stream.child("snr").torch(plan.device)
-    air = {branch: stream.child("air", branch.key).torch(plan.device) for branch in task.branches}
-    nothing = Poisoning(plan, NOBODY, task.seed, task.round, task.indices)
-    total = 0.0
-    for chosen in torch.from_numpy(np.ascontiguousarray(task.indices)).to(plan.device).split(_AT_ONCE):
-        batch = plan.train_examples.at(chosen)
-        batch = replace(batch, images=batch.images.float() / 255)
-        drawn = {
-            branch: _drawn(plan, branch, (1, len(chosen)), transmitter, air[branch], snr) for branch in task.branches
-        }
-        total += float(_Step(plan, task, transmitter, decoders, nothing, batch, chosen, drawn, 0.0).loss({})) * len(
-            chosen
-        )
-    return total / len(task.indices)
+class Trial:
+    """What a receiver's loss (see `train_receiver`) would be with other parameters of the encoder, or of its decoders:
+    mean over its images as they are, each heard once, without dropout, attacks and defenses; with the same draws
+    whatever is tried.
 
+    Args:
+        plan: the plan.
+        task: what the receiver is asked to do; its branches are those that count, each with its weight.
+    """
 
-NOBODY = -1
-"""A number that no receiver has."""
-_AT_ONCE = 1 << 9
+    def __init__(self, plan: Plan, task: ReceiverTask) -> None:
+        self.images = len(task.indices)
+        self._device, self._stream = plan.device, Stream(task.seed).child("trial", task.receiver, task.round)
+        self._transmitter, self._decoders = _networks(plan, task)
+        for network in (self._transmitter, *self._decoders.values()):
+            network.eval().requires_grad_(False)
+        snr = self._stream.child("snr").torch(plan.device)
+        air = {branch: self._stream.child("air", branch.key).torch(plan.device) for branch in task.branches}
+        nothing = Poisoning(plan, _NOBODY, task.seed, task.round, task.indices)
+        self._steps: list[_Step] = []
+        for chosen in torch.from_numpy(np.ascontiguousarray(task.indices)).to(plan.device).split(_TRIED_AT_ONCE):
+            batch = plan.train_examples.at(chosen)
+            batch = replace(batch, images=batch.images.float() / 255)
+            shape = (1, len(chosen))
+            drawn = {one: _drawn(plan, one, shape, self._transmitter, air[one], snr) for one in task.branches}
+            self._steps.append(
+                _Step(plan, task, self._transmitter, self._decoders, nothing, batch, chosen, drawn, progress=0.0)
+            )
+
+    @torch.no_grad()
+    def loss(self, shared: Parameters, decoders: Mapping[str, Parameters]) -> float:
+        """The mean loss with these parameters of the encoder, and of the decoders by branch key; infinite where it is
+        not a number."""
+        self._transmitter.encoder.load_state_dict(shared)
+        for branch, decoder in self._decoders.items():
+            decoder.load_state_dict(decoders[branch.key])
+        total = 0.0
+        # Encoders that send chosen patches draw how many.
+        with self._stream.child("chance").fork(self._device):
+            for step in self._steps:
+                step.forget()
+                total += float(step.loss({})) * len(step.numbers)
+        return math.inf if math.isnan(total) else total / self.images
 
 
 @dataclass(frozen=True)
@@ -328,6 +347,10 @@ class _Step:
             total = total + self._share(branch) * mean
             self.means[branch] = mean.detach()
         return total
+
+    def forget(self) -> None:
+        """Send the batch anew: the encoder has other parameters."""
+        self._clean = None
 
     def _sent(self, delta: Perturbation) -> Transmission:
         """What is sent for the batch. What a perturbation does on air alone comes after the encoder, which is run once

@@ -93,7 +93,9 @@ def test_a_search_gets_past_krum_where_the_published_scale_may_not() -> None:
     def server(rows: Any) -> Any:
         return rule.aggregate(updates(np.concatenate([honest, rows]))).delta
 
-    seen = Seen(honest, tuple(range(8)), np.zeros((3, 30)), server, lambda step: 0.0)
+    seen = Seen(
+        honest, tuple(range(8)), np.zeros((3, 30)), server, lambda made: float(np.linalg.norm(made - honest.mean(0)))
+    )
     made = attack("min_max", search=True)
     moved = np.linalg.norm(seen.aggregate(made.forge(seen, Stream(0))) - honest.mean(0))
     start, direction = made.line(seen)  # type: ignore[attr-defined]

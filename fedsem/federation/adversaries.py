@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,14 +19,15 @@ from fedsem.federation.rounds import (
     remembered,
     shared_weight,
     stacked,
+    stepped,
     tasks,
 )
 from fedsem.federation.state import FederationState, owner
 from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
-from fedsem.plan import Plan
+from fedsem.plan import Branch, Plan
 from fedsem.streams import Stream
-from fedsem.training import Parameters, ReceiverTask, Reply, mean_loss
+from fedsem.training import Parameters, ReceiverTask, Reply, Trial
 
 
 def forged(
@@ -88,22 +88,7 @@ def _forge(
     changed = {reply.receiver: reply for reply in answered if reply.receiver in bad}
     stream = Stream(seed).child("forge", state.round + 1)
     drawn = Stream(seed).child("aggregate", state.round + 1)
-    believed = cache(lambda: _learning(plan, seed, state, sorted(changed)))
-
-    def loss(group: str, names: list[str], step: Rows) -> float:
-        before = state.shared if group == "shared" else state.decoders[group]
-        moved = _parameters(step, before, names)
-        after = before | {name: before[name] + moved[name] for name in names}
-        total, images = 0.0, 0
-        for owners, work in believed().items():
-            if group == "shared":
-                work = replace(work, shared=after)
-            else:
-                here = {branch.key: after for branch, who in zip(work.branches, owners, strict=True) if who == group}
-                work = replace(work, decoders=work.decoders | here)
-            total += mean_loss(plan, work) * len(work.indices)
-            images += len(work.indices)
-        return math.inf if math.isnan(total) else total / images
+    asked = cache(lambda: _asked(plan, seed, state, sorted(changed)))
 
     def forge(
         group: str, sent: dict[int, Parameters], names: list[str], weights: dict[int, float]
@@ -124,12 +109,27 @@ def _forge(
             updates = Updates(rows, counted, tuple(order), remembered(state, group), drawn.child(group), own_root)
             return aggregated(plan.scenario.federation, group, updates).delta
 
+        trials = cache(lambda: _trials(plan, group, asked()))
+
+        def loss(step: Rows) -> float:
+            before = state.shared if group == "shared" else state.decoders[group]
+            after, _ = stepped(plan.scenario.federation, group, before, np.asarray(step, np.float64), state.optimizer)
+            total = sum(
+                trial.images
+                * trial.loss(
+                    after if group == "shared" else state.shared,
+                    work.decoders if group == "shared" else dict.fromkeys(work.decoders, after),
+                )
+                for trial, work in trials()
+            )
+            return total / max(1, sum(trial.images for trial, _ in trials()))
+
         seen = Seen(
             stacked((sent[who] for who in honest), names, len(honest), sent[honest[0]]),
             tuple(honest),
             stacked((sent[who] for who in own), names, len(own), sent[own[0]]),
             aggregate,
-            lambda step: loss(group, names, step),
+            loss,
         )
         made = attack.forge(seen, stream.child(group))
         return {who: _parameters(row, sent[who], names) for who, row in zip(own, made, strict=True)}
@@ -159,26 +159,41 @@ def _forge(
     return [changed.get(reply.receiver, reply) for reply in replies]
 
 
-JUDGED = 1000
-"""Of how many images of the malicious receivers the loss is taken, at most, as many of each of them."""
+JUDGED = 500
+"""Of how many images of the malicious receivers the loss is taken, about: at most as many of each of them."""
 
 
-def _learning(
-    plan: Plan, seed: int, state: FederationState, receivers: Sequence[int]
-) -> dict[tuple[str, ...], ReceiverTask]:
-    """What these receivers were asked to do in the round, those whose decoders are the same in one task with the images
-    of all; by the owners of the decoders."""
+def _asked(plan: Plan, seed: int, state: FederationState, receivers: Sequence[int]) -> list[ReceiverTask]:
+    """What these receivers were asked to do in the round, with the images by which they judge."""
     share = max(1, JUDGED // len(receivers))
-    alike: dict[tuple[str, ...], list[ReceiverTask]] = {}
-    for task in tasks(plan, state, plan.partition(seed), seed, receivers):
+    return [
+        replace(
+            task, indices=Stream(seed).child("judge", task.receiver).numpy().permutation(np.sort(task.indices))[:share]
+        )
+        for task in tasks(plan, state, plan.partition(seed), seed, receivers)
+    ]
+
+
+def _trials(plan: Plan, group: str, asked: Sequence[ReceiverTask]) -> list[tuple[Trial, ReceiverTask]]:
+    """Trials of what an aggregation group averages, each with what is asked: of the encoder for all tasks that teach
+    it, of a decoder for its own. Receivers with the same decoders and channels are tried together."""
+    alike: dict[tuple[tuple[str, Branch], ...], list[ReceiverTask]] = {}
+    for task in asked:
         receiver = plan.receivers[task.receiver]
-        kept = Stream(seed).child("judge", task.receiver).numpy().permutation(np.sort(task.indices))[:share]
-        owners = tuple(owner(plan, receiver, branch) for branch in task.branches)
-        alike.setdefault(owners, []).append(replace(task, indices=kept))
-    return {
-        owners: replace(same[0], indices=np.concatenate([task.indices for task in same]))
-        for owners, same in alike.items()
-    }
+        owners = {branch: owner(plan, receiver, branch) for branch in task.branches}
+        kept = [one for one in task.branches if (task.branches[one] if group == "shared" else owners[one] == group)]
+        if kept:
+            alike.setdefault(tuple((owners[one], one) for one in kept), []).append(task)
+    found = []
+    for key, same in alike.items():
+        work = replace(
+            same[0],
+            branches={one: same[0].branches[one] for _, one in key},
+            decoders={one.key: same[0].decoders[one.key] for _, one in key},
+            indices=np.concatenate([task.indices for task in same]),
+        )
+        found.append((Trial(plan, work), work))
+    return found
 
 
 def _of_group(plan: Plan, reply: Reply, group: str) -> tuple[str, Parameters]:

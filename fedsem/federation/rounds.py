@@ -255,16 +255,8 @@ class _Server:
             verdicts = list(zip(receivers, made.kept, strict=True))
             self.record.kept[group] = [who for who, kept in verdicts if kept]
             self.record.dropped[group] = [who for who, kept in verdicts if not kept]
-        step = torch.from_numpy(made.delta)
-        after = {name: value for name, value in before.items() if name not in names}
-        for name, part in zip(names, step.split([before[name].numel() for name in names]), strict=True):
-            moved = part.view_as(before[name])
-            if (server := self.federation.server_optimizer) is not None:
-                entry = f"{group}/{name}"
-                known = entry in self.velocity
-                self.velocity[entry] = moved + server.momentum * self.velocity[entry] if known else moved.clone()
-                moved = server.lr * self.velocity[entry]
-            after[name] = (before[name].double() + moved).float()
+        after, velocity = stepped(self.federation, group, before, made.delta, self.velocity)
+        self.velocity |= velocity
         return after
 
     def _combined(
@@ -285,6 +277,24 @@ class _Server:
                 flat(self.root[group], names) if group in self.root else None,
             ),
         )
+
+
+def stepped(
+    federation: Federation, group: str, before: Parameters, delta: np.ndarray, velocity: Parameters
+) -> tuple[Parameters, Parameters]:
+    """The parameters of an aggregation group after the server's step along a combined delta, (d,), and what is new of
+    the velocity of its optimiser."""
+    names = averaged(before)
+    after = {name: value for name, value in before.items() if name not in names}
+    new: Parameters = {}
+    for name, part in zip(names, torch.from_numpy(delta).split([before[name].numel() for name in names]), strict=True):
+        moved = part.view_as(before[name])
+        if (server := federation.server_optimizer) is not None:
+            entry = f"{group}/{name}"
+            new[entry] = moved + server.momentum * velocity[entry] if entry in velocity else moved.clone()
+            moved = server.lr * new[entry]
+        after[name] = (before[name].double() + moved).float()
+    return after, new
 
 
 def averaged(parameters: Parameters) -> list[str]:

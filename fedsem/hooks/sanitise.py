@@ -76,9 +76,10 @@ class DataFilter(Defense):
 
     def adaptive(self) -> Mapping[str, Any] | None:
         """A blended trigger with cover, of which samples bear half: that does away with what tells poisoned samples
-        from the clean ones of their class, and leaves a trigger that works (adaptive blending of Qi et al., Revisiting
-        the Assumption of Latent Separability for Backdoor Defenses, 2023, who cover each poisoned sample by one; here
-        every other)."""
+        from the clean ones of their class, and leaves a trigger that works. Adaptive blending of Qi et al. (Revisiting
+        the Assumption of Latent Separability for Backdoor Defenses, 2023), with a trigger as strong in training as at
+        test time, and one covering sample for two poisoned ones in place of one for each, which hardly learnt it where
+        half of a receiver's samples are poisoned."""
         return {"kind": "blend", "cover": 0.5, "shown": 0.5}
 
     def check(self, path: str, plan: Plan) -> None:

@@ -26,8 +26,9 @@ class Seen:
         receivers: the honest receivers' ids, (m,).
         own: (f, d) deltas that the malicious receivers have learnt honestly, sorted by receiver; f >= 1.
         aggregate: what the server makes of all deltas, if the malicious receivers send these, (f, d) -> (d,).
-        loss: mean training loss, on images that the malicious receivers hold (1,000 at most), of the network that they
-            were sent after this step of the server, (d,).
+        loss: mean training loss of the network after this step of the server along what it has combined, (d,), on
+            images that the malicious receivers hold, some 500 in all; what is averaged in other groups as it was before
+            the round, and without the noise of differential privacy.
     """
 
     honest: Rows
@@ -63,11 +64,12 @@ class Directed(UpdateAttack):
     each, (f, d)) each its own.
 
     Attributes:
-        search: the scale that moves what the server makes of the round furthest from the mean of the honest deltas (see
-            `harm`), as far as a search finds it over the powers of two from 2^-8 to 2^8, then around the best of them
-            in steps of sqrt(2) and of its root, instead of the attack's own: a worst case that knows the aggregation
-            rule, what it draws and the server's own data (Fang et al., Local Model Poisoning Attacks to
-            Byzantine-Robust Federated Learning, 2020; ByzFL's optimal variants).
+        search: the scale that does most harm (see `measure`) when it has gone through the aggregation rule, instead of
+            the attack's own: over the powers of two from 2^-8 to 2^8, then around the best of them in steps of sqrt(2)
+            and of its root. It knows the rule, what it draws and the server's own data, as Fang et al. (Local Model
+            Poisoning Attacks to Byzantine-Robust Federated Learning, 2020) and the optimal variants of ByzFL do, which
+            take how far the server is moved for the harm. It is greedy: it looks at one round, and a fixed scale may do
+            more in the end.
     """
 
     search: bool = False
@@ -84,24 +86,27 @@ class Directed(UpdateAttack):
         """A search tries 2^e less each of these."""
         return (0.0,)
 
+    def measure(self, seen: Seen, made: Rows) -> float:
+        """The harm that it is when the server makes this of the round, (d,): the loss that the malicious receivers
+        would have."""
+        return seen.loss(made)
+
     def forge(self, seen: Seen, stream: Stream) -> Rows:
         if self.search:
-            mean = seen.honest.mean(0)
-            return self.worst(seen, lambda made: harm(made, mean))[1]
+            return self.worst(seen)[1]
         start, direction = self.line(seen)
         scale = self.own_scale(seen, start, direction)
         return np.array(np.broadcast_to(start + scale * direction, seen.own.shape))
 
-    def worst(self, seen: Seen, measure: Callable[[Rows], float]) -> tuple[float, Rows]:
-        """The largest measure of what the server makes of the round, (d,), that a search finds; and what is sent for
-        it, (f, d)."""
+    def worst(self, seen: Seen) -> tuple[float, Rows]:
+        """The most harm that a search finds, and what is sent for it, (f, d)."""
         start, direction = self.line(seen)
 
         def sent(scale: float) -> Rows:
             return np.array(np.broadcast_to(start + scale * direction, seen.own.shape))
 
         def tried(exponent: float, origin: float) -> tuple[float, float, float]:
-            return measure(seen.aggregate(sent(2.0**exponent - origin))), exponent, origin
+            return self.measure(seen, seen.aggregate(sent(2.0**exponent - origin))), exponent, origin
 
         best = max((tried(exponent, origin) for origin in self.origins() for exponent in EXPONENTS), key=itemgetter(0))
         for step in (0.5, 0.25):
@@ -109,11 +114,3 @@ class Directed(UpdateAttack):
             around = [one for one in (exponent - step, exponent + step) if EXPONENTS[0] <= one <= EXPONENTS[-1]]
             best = max([best, *(tried(one, origin) for one in around)], key=itemgetter(0))
         return best[0], sent(2.0 ** best[1] - best[2])
-
-
-def harm(made: Rows, mean: Rows) -> float:
-    """How far what the server makes of a round (d,) is from the mean of the honest deltas (d,), but for what lies ahead
-    in its direction: a step that is longer than the honest one trains faster."""
-    moved = np.asarray(made, np.float64) - mean
-    along, square = float(moved @ mean), float(np.asarray(mean, np.float64) @ mean)
-    return float(np.linalg.norm(moved - along / square * mean if along > 0 else moved))
