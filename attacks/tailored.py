@@ -23,7 +23,8 @@ class Tailored(UpdateAttack):
     directions. They take the distance between what the server makes of the round and the honest mean for the harm; here
     it is the loss on the malicious receivers' own images, because a step along the spread and one of the same length
     against the mean are not the same harm. Harm to tasks that no malicious receiver has is not seen. It is greedy: it
-    looks at one round, and a fixed attack may do more in the end.
+    looks at one round, and a fixed attack may do more in the end. In each round it asks the rule and the network some
+    sixty times for each aggregation group.
     """
 
     def forge(self, seen: Seen, stream: Stream) -> Rows:
