@@ -186,7 +186,7 @@ def test_a_backdoor_that_knows_a_filter_or_a_repair_is_trained_and_its_trigger_m
     assert found.use.attacks == ["adaptive_blend"]
     made = found.attacks["adaptive_blend"]
     assert (made.samples, made.targets, made.fraction) == (0.3, {"label": 2}, 0.4)
-    assert (made.cover, made.shown, made.alpha) == (0.5, 0.5, 0.2)
+    assert (made.cover, made.shown, made.alpha) == (0.0, 0.5, 0.2)
     assert [grid.attacks for grid in found.evaluation.grids] == [["none", "p", "adaptive_blend"], ["none"]]
     # What knows the filter is a blended trigger, which knows the repair too: it is planted once.
     both = planting(["cluster"], ["none", "bits", "prune"], {"p": PATCH})
@@ -204,7 +204,7 @@ def test_a_backdoor_that_knows_a_filter_or_a_repair_is_trained_and_its_trigger_m
 
 def test_a_backdoor_knows_what_says_so() -> None:
     found = planting(["cluster"], ["none", "bits", "prune"], {"p": PATCH})
-    covered, plain = found.attacks["adaptive_blend"], found.attacks["p"]
+    partial, plain = found.attacks["adaptive_blend"], found.attacks["p"]
     whole = planting([], ["prune"], {"p": PATCH}).attacks["adaptive_blend"]
 
     def known(attack: Any, used: list[str], behind: str | None = None, **federation: Any) -> bool:
@@ -212,17 +212,17 @@ def test_a_backdoor_knows_what_says_so() -> None:
         here = check_scenario(tree)
         return planted(attack, here, None if behind is None else here.defenses[behind])
 
-    assert known(covered, ["cluster"])
+    assert known(partial, ["cluster"])
     assert not known(plain, ["cluster"])
-    assert known(covered, ["cluster"], "prune")
+    assert known(partial, ["cluster"], "prune")
     assert not known(whole, ["cluster"])
-    assert not known(covered, [], "bits")
-    assert not known(covered, [])
+    assert not known(partial, [], "bits")
+    assert not known(partial, [])
     assert known(whole, [], "prune")
     # A rule that no trigger knows stands there too, and so does what comes before plain averaging.
-    assert not known(covered, ["cluster"], aggregator="median")
-    assert not known(covered, ["cluster"], pre_aggregators=[{"kind": "nnm", "f": 1}])
-    assert not known(covered, [], aggregator="median")
+    assert not known(partial, ["cluster"], aggregator="median")
+    assert not known(partial, ["cluster"], pre_aggregators=[{"kind": "nnm", "f": 1}])
+    assert not known(partial, [], aggregator="median")
 
 
 def test_every_rule_but_averaging_has_an_attack_that_knows_it() -> None:

@@ -75,12 +75,11 @@ class DataFilter(Defense):
         """
 
     def adaptive(self) -> Mapping[str, Any] | None:
-        """A blended trigger with cover, of which samples bear half: that does away with what tells poisoned samples
-        from the clean ones of their class, and leaves a trigger that works. Adaptive blending of Qi et al. (Revisiting
-        the Assumption of Latent Separability for Backdoor Defenses, 2023), with a trigger as strong in training as at
-        test time, and one covering sample for two poisoned ones in place of one for each, which hardly learnt it where
-        half of a receiver's samples are poisoned."""
-        return {"kind": "blend", "cover": 0.5, "shown": 0.5}
+        """A blended trigger of which samples bear half and test images all: no two poisoned samples are alike, and the
+        trigger works. Adaptive blending of Qi et al. (Revisiting the Assumption of Latent Separability for Backdoor
+        Defenses, 2023), with a trigger as strong in training as at test time, and without the samples that cover it up:
+        where half of a receiver's samples are poisoned they cost the trigger more than they hide."""
+        return {"kind": "blend", "shown": 0.5}
 
     def check(self, path: str, plan: Plan) -> None:
         """Cross-check with the rest of the scenario.
