@@ -295,6 +295,27 @@ def test_attacks_in_training_are_compared_over_the_cells_of_an_ablation() -> Non
     assert judged("adaptive", *fixed, cell("adaptive", 0.6, share=0.2)) == "not applicable"
 
 
+def test_a_trigger_is_judged_by_what_it_reaches_and_not_by_images_without_it() -> None:
+    def cell(name: str, clean: float, reached: float) -> list[Any]:
+        more = {"cell": f"defenses=clusters; attacks={name}", "defense": "clusters", "adversary_fraction": 0.2}
+        known = {"knowledge": "defense: adaptive"} if name == "adaptive" else {}
+        trigger = {"attack": f"{name}_blend" if known else name, "psr_db": np.nan, "norm": None, **known}
+        return [
+            row("accuracy", clean, clean - 0.01, clean + 0.01, attack="none", psr_db=np.nan, norm=None, **more),
+            row("reached", reached, reached - 0.01, reached + 0.01, **trigger, **more),
+        ]
+
+    def judged(*rows: Any) -> str:
+        whole = record(*rows)
+        own = whole.table[whole.table["cell"] == "defenses=clusters; attacks=adaptive"]
+        return said("adaptive_below_fixed", replace(whole, rows=own))[0]
+
+    # It leaves five points more without trigger, and reaches more with it.
+    assert judged(*cell("patch", 0.90, 0.7), *cell("adaptive", 0.95, 0.9)) == "passed"
+    assert judged(*cell("patch", 0.95, 0.9), *cell("adaptive", 0.90, 0.885)) == "suspicious"
+    assert judged(*cell("patch", 0.95, 0.9), *cell("adaptive", 0.90, 0.7)) == "failed"
+
+
 def test_the_measured_rules_that_are_not_searched_well_are_suspicious() -> None:
     """Eleven rules against forged updates that know them: against three the line search is the weaker attack."""
     whole = table.read(ROOT / "results" / "reference" / "matrix_byzantine_adaptive")

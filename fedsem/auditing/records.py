@@ -179,12 +179,16 @@ def adaptive_below_fixed(record: Record) -> Outcome:
     """Where attacks that know a link's defense stand beside others of the same budget (norm, sites and PSR, or share of
     malicious receivers) that do not, in whatever cells of the table, the strongest that knows leaves no more accuracy
     than the strongest that does not: else it is not adaptive enough to support a claim. More than a point more is
-    suspicious; it fails where their two intervals, which are not paired, lie more than a point apart."""
+    suspicious; it fails where their two intervals, which are not paired, lie more than a point apart. Of planted
+    triggers it is what they leave that counts: they do not mean to harm images without one."""
     if not verdicts.described(record.measured)["knows"].any():
         return "not applicable", "No attack knows a defense of this link."
     same_seed = record.table[(record.table["stage"] == "evaluate") & (record.table["seed"] == record.seed)]
     rows = verdicts.described(same_seed)
     rows = rows[rows["defended"] & (rows["column"] != verdicts.CLEAN) & (rows["metric"] == "accuracy")]
+    planted = rows[rows["threat"].str.contains(" trigger")]
+    meant = set(zip(planted["link"], planted["threat"].str.replace(" trigger", ""), strict=True))
+    rows = rows[[pair not in meant for pair in zip(rows["link"], rows["threat"], strict=True)]]
     pairs = []
     for _, same in groups(rows.sort_values("value", kind="stable"), verdicts.THREAT):
         knowing, fixed = same[same["knows"]].head(1), same[~same["knows"]].head(1)
