@@ -100,7 +100,7 @@ def ablate(
         device: `auto`, `cpu` or `cuda`; replaces `compute.device`.
         seed: replaces `seeds` by this one.
         resume: folder of an ablation to finish, instead of a scenario; runs that failed are tried again.
-        reuse: folders of runs whose identical trainings and evaluations are taken.
+        reuse: folders of runs, or of ablations, whose identical trainings and evaluations are taken.
         jobs: runs at once; None: as many as the CPU cores can serve with the workers that each takes.
         progress: told when runs begin and end.
 

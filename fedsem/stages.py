@@ -124,7 +124,7 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
         scenario: the scenario.
         plans: name and plan of each of its cells.
         store: the run's folder.
-        reuse: folders of other runs whose identical trainings and evaluations are taken.
+        reuse: folders of other runs, or of ablations, whose identical trainings and evaluations are taken.
 
     Raises:
         OutputError: other code has begun one of the stages, or made a training that would be taken; or the folder holds
@@ -141,7 +141,9 @@ def prepare(scenario: Scenario, plans: Sequence[tuple[str, Plan]], store: Store,
     for unit in units:
         _read(unit, [job.folder for _, job in unit.jobs], unit.evaluation)
     for folder in reuse:
-        _reuse(units, folder)
+        # Of an ablation those of all its runs.
+        for run in sorted((folder / "cells").iterdir()) if (folder / "cells").is_dir() else [folder]:
+            _reuse(units, run)
     for unit in units:
         for _, job in unit.jobs:
             store.claim(job.folder, training_code(_plan_of(unit, job)))

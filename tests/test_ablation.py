@@ -229,6 +229,14 @@ def test_a_training_that_two_runs_need_is_made_once(whole: Results) -> None:
     assert [one["of"] for one in json.loads((attacked / "manifest.json").read_text())["reused"]] == ["cell0-seed0-twin"]
 
 
+def test_what_another_ablation_has_made_is_not_made_again(whole: Results, tmp_path: Path) -> None:
+    again = fedsem.ablate(tiny(), vary=["attacks=[none, flip]"], out=tmp_path, reuse=[whole.folder], jobs=1)
+    made = {path.name for path in again.folder.glob("cells/*/checkpoints/*") if not (path / "reused-from").exists()}
+    assert not made
+    taken = [path.read_text() for path in again.folder.glob("cells/*/checkpoints/*/reused-from")]
+    assert set(taken) == {Path(one["folder"]).name for one in records(whole).values()}
+
+
 def test_the_joined_table_is_that_of_the_single_runs(whole: Results, tmp_path: Path) -> None:
     for cell, record in records(whole).items():
         mine = whole.table[whole.table["cell"] == cell]
