@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fedsem.auditing.finding import POINT, Family, Outcome, beaten, shown
@@ -188,7 +189,8 @@ def adaptive_below_fixed(record: Record) -> Outcome:
     rows = rows[rows["defended"] & (rows["column"] != verdicts.CLEAN) & (rows["metric"] == "accuracy")]
     planted = rows[rows["threat"].str.contains(" trigger")]
     meant = set(zip(planted["link"], planted["threat"].str.replace(" trigger", ""), strict=True))
-    rows = rows[[pair not in meant for pair in zip(rows["link"], rows["threat"], strict=True)]]
+    clean = [pair in meant for pair in zip(rows["link"], rows["threat"], strict=True)]
+    rows = rows[~np.array(clean, dtype=bool)]
     pairs = []
     for _, same in groups(rows.sort_values("value", kind="stable"), verdicts.THREAT):
         knowing, fixed = same[same["knows"]].head(1), same[~same["knows"]].head(1)
