@@ -106,7 +106,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="replaces seeds by this one")] = None,
     resume: Annotated[Path | None, typer.Option(help="finish the run in this folder")] = None,
     reuse: Annotated[
-        list[Path] | None, typer.Option(help="take what is identical from the run in this folder; can be repeated")
+        list[Path] | None, typer.Option(help="take what is identical from this run or ablation; can be repeated")
     ] = None,
 ) -> None:
     """Train and evaluate a scenario; write table, figures and report.
@@ -155,7 +155,7 @@ def ablate(
     seed: Annotated[int | None, typer.Option(help="replaces seeds by this one")] = None,
     resume: Annotated[Path | None, typer.Option(help="finish the ablation in this folder")] = None,
     reuse: Annotated[
-        list[Path] | None, typer.Option(help="take what is identical from the run in this folder; can be repeated")
+        list[Path] | None, typer.Option(help="take what is identical from this run or ablation; can be repeated")
     ] = None,
 ) -> None:
     """Run a scenario with every combination of some settings; write one table and one report.

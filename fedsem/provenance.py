@@ -21,8 +21,8 @@ from fedsem.registry import Options, find
 
 _HERE = Path(__file__).parent
 _TRAINING = (
-    "channels", "data", "federation", "hooks", "link.py", "models", "plan.py", "poisoning.py", "sanitising.py",
-    "scenario.py", "stepping.py", "streams.py", "tasks", "training.py", "units.py",
+    "channels", "data", "federation", "hooks", "link.py", "local_step.py", "models", "plan.py", "poisoning.py",
+    "sanitising.py", "scenario.py", "stepping.py", "streams.py", "tasks", "training.py", "trial.py", "units.py",
 )  # fmt: skip
 _LIBRARIES = (
     *("flwr-datasets", "numpy", "pillow", "pycocotools", "scikit-learn", "scipy", "torch", "torchattacks"),

@@ -48,9 +48,9 @@ def run(
         device: `auto`, `cpu` or `cuda`; replaces `compute.device`.
         seed: replaces `seeds` by this one.
         resume: folder of a run to finish, instead of a scenario; nothing that is finished is computed again.
-        reuse: folders of other runs, whose finished trainings are taken where they are identical (the same data, link,
-            receivers, training, federation, seed and code, whatever is evaluated), and their evaluations where those
-            are identical too.
+        reuse: folders of other runs, or of ablations, whose finished trainings are taken where they are identical (the
+            same data, link, receivers, training, federation, seed and code, whatever is evaluated), and their
+            evaluations where those are identical too.
         progress: told how far the run is.
 
     Raises:

@@ -8,32 +8,24 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsem.channels.channel import Realisation
-from fedsem.channels.reach import reach
-from fedsem.hooks.evasion import Perturbation, SiteState
-from fedsem.hooks.loss import Decoding
-from fedsem.link import Transmission, Transmitter
+from fedsem.link import Transmitter
+from fedsem.local_step import ReceiverStep, draw_for
 from fedsem.plan import Branch, Plan
 from fedsem.poisoning import Poisoning
 from fedsem.sanitising import sanitised
 from fedsem.scenario import Optimizer
 from fedsem.stepping import Untouched
 from fedsem.streams import Stream
-from fedsem.tasks.task import Examples
-from fedsem.units import energy
 
 log = logging.getLogger(__name__)
 Parameters = dict[str, Tensor]
-_NOBODY = -1
-"""A number that no receiver has, which no attack acts on."""
-_TRIED_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -187,10 +179,12 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
                     changing = stream.child("augmentation", number, epoch, step)
                     batch = replace(batch, images=augmentation.augmented(batch.images, changing))
                 drawn = {
-                    branch: _drawn(plan, branch, (config.draws, len(chosen)), transmitter, air[branch], snr)
+                    branch: draw_for(plan, branch, (config.draws, len(chosen)), transmitter, air[branch], snr)
                     for branch in task.branches
                 }
-                local = _Step(plan, task, transmitter, decoders, poisoning, batch, chosen, drawn, done / passes)
+                local = ReceiverStep(
+                    plan, task.branches, transmitter, decoders, poisoning, batch, chosen, drawn, done / passes
+                )
                 place = stream.child("defense", epoch, step)
                 loss = local.loss({}) if defense is None else defense.loss(local, place)
                 for branch in task.branches:
@@ -212,208 +206,6 @@ def train_receiver(plan: Plan, task: ReceiverTask) -> Reply:
         losses={branch.key: float(total) / len(indices) for branch, total in sums.items()},
         removed=clean.removed,
     )
-
-
-class Trial:
-    """What a receiver's loss (see `train_receiver`) would be with other parameters of the encoder, or of its decoders:
-    mean over its images as they are, each heard once, without dropout, attacks and defenses; with the same draws
-    whatever is tried.
-
-    Args:
-        plan: the plan.
-        task: what the receiver is asked to do; its branches are those that count, each with its weight.
-    """
-
-    def __init__(self, plan: Plan, task: ReceiverTask) -> None:
-        self.images = len(task.indices)
-        self._device, self._stream = plan.device, Stream(task.seed).child("trial", task.receiver, task.round)
-        self._transmitter, self._decoders = _networks(plan, task)
-        for network in (self._transmitter, *self._decoders.values()):
-            network.eval().requires_grad_(False)
-        snr = self._stream.child("snr").torch(plan.device)
-        air = {branch: self._stream.child("air", branch.key).torch(plan.device) for branch in task.branches}
-        nothing = Poisoning(plan, _NOBODY, task.seed, task.round, task.indices)
-        self._steps: list[_Step] = []
-        for chosen in torch.from_numpy(np.ascontiguousarray(task.indices)).to(plan.device).split(_TRIED_AT_ONCE):
-            batch = plan.train_examples.at(chosen)
-            batch = replace(batch, images=batch.images.float() / 255)
-            shape = (1, len(chosen))
-            drawn = {one: _drawn(plan, one, shape, self._transmitter, air[one], snr) for one in task.branches}
-            self._steps.append(
-                _Step(plan, task, self._transmitter, self._decoders, nothing, batch, chosen, drawn, progress=0.0)
-            )
-
-    @torch.no_grad()
-    def loss(self, shared: Parameters, decoders: Mapping[str, Parameters]) -> float:
-        """The mean loss with these parameters of the encoder, and of the decoders by branch key; infinite where it is
-        not a number."""
-        self._transmitter.encoder.load_state_dict(shared)
-        for branch, decoder in self._decoders.items():
-            decoder.load_state_dict(decoders[branch.key])
-        total = 0.0
-        # Encoders that send chosen patches draw how many.
-        with self._stream.child("chance").fork(self._device):
-            for step in self._steps:
-                step.forget()
-                total += float(step.loss({})) * len(step.numbers)
-        return math.inf if math.isnan(total) else total / self.images
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Channel draws of a branch, and the SNR of each."""
-
-    realisation: Realisation
-    snr_db: float | Tensor
-
-
-def _drawn(
-    plan: Plan,
-    branch: Branch,
-    shape: tuple[int, int],
-    transmitter: Transmitter,
-    air: torch.Generator,
-    snr: torch.Generator,
-) -> _Drawn:
-    # A digital transmission arrives as it is: its errors are outages, from which nothing is learnt.
-    uses = 0 if transmitter.digital else plan.channel_uses
-    realisation = plan.channel(branch).draw(shape, uses, plan.scenario.link.symbols, air)
-    return _Drawn(realisation, 0.0 if transmitter.digital else plan.drawn_snr(branch, shape, snr))
-
-
-class _Step:
-    """One batch of a receiver with its channel draws (`fedsem.hooks.loss.LocalStep`).
-
-    Attributes:
-        progress: see `LocalStep`.
-        means: loss of each branch at the last call of `loss`.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        task: ReceiverTask,
-        transmitter: Transmitter,
-        decoders: Mapping[Branch, nn.Module],
-        poisoning: Poisoning,
-        batch: Examples,
-        numbers: Tensor,
-        drawn: Mapping[Branch, _Drawn],
-        progress: float,
-    ) -> None:
-        self.plan, self.task, self.transmitter, self.decoders = plan, task, transmitter, decoders
-        self.poisoning, self.batch, self.numbers, self.drawn = poisoning, batch, numbers, drawn
-        self.progress = progress
-        self.means: dict[Branch, Tensor] = {}
-        self._clean: Transmission | None = None
-        self._before: tuple[Tensor, ...] = ()
-
-    def site(self, name: str) -> SiteState:
-        """See `LocalStep`."""
-        if name == "input":
-            return SiteState(self.batch.images, energy(self.batch.images), bounded=True)
-        x = self._sent({}).x.detach().float()
-        return SiteState(x, energy(x), bounded=False)
-
-    def losses(self, delta: Perturbation) -> Tensor:
-        """See `LocalStep`."""
-        each = self._by_branch(delta)
-        return torch.stack([self._share(branch) * one.mean(0) for branch, one in each.items()]).sum(0)
-
-    def decodings(self, delta: Perturbation) -> list[Decoding]:
-        """See `LocalStep`."""
-        found = []
-        for branch, heard, truth in self._heard(delta, self._sent_alike(delta)):
-            decoder = self.decoders[branch]
-            with self._precision(branch, heard):
-                output = decoder(heard).float()
-            found.append(
-                Decoding(branch.key, self.plan.task(branch), decoder, self._share(branch), heard, output, truth)
-            )
-        return found
-
-    def reach(self, name: str) -> Tensor:
-        """See `LocalStep`."""
-        branch = next(one for one in self.task.branches if one.key == name)
-        plan, drawn = self.plan, self.drawn[branch]
-        symbols = plan.scenario.link.symbols
-        return reach(plan.channel(branch), drawn.realisation, drawn.snr_db, symbols, plan.channel_uses)
-
-    def loss(self, delta: Perturbation) -> Tensor:
-        """See `LocalStep`."""
-        total = torch.zeros((), device=self.batch.images.device)
-        for branch, losses in self._by_branch(delta).items():
-            mean = losses.mean()
-            total = total + self._share(branch) * mean
-            self.means[branch] = mean.detach()
-        return total
-
-    def forget(self) -> None:
-        """Send the batch anew: the encoder has other parameters."""
-        self._clean = None
-
-    def _sent(self, delta: Perturbation) -> Transmission:
-        """What is sent for the batch. What a perturbation does on air alone comes after the encoder, which is run once
-        for all of them."""
-        if "input" in delta:
-            return self.transmitter.send(self.batch.images + delta["input"], gates=True)
-        if self._clean is None:
-            self._before = _chance(self.plan.device)
-            # Kept for all that is computed of this batch, which may want its gradient though this caller does not.
-            with torch.enable_grad():
-                self._clean = self.transmitter.send(self.batch.images, gates=True)
-        return self._clean
-
-    def _sent_alike(self, delta: Perturbation) -> Transmission:
-        """What is sent, with the dropout of the clean batch."""
-        clean = self._sent({})
-        if "input" not in delta:
-            return clean
-        device = self.plan.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.set_rng_state(self._before[0])
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(self._before[1], device)
-            return self._sent(delta)
-
-    def _share(self, branch: Branch) -> float:
-        weight = self.task.branches[branch]
-        return weight / sum(self.task.branches.values()) if weight else 1.0
-
-    def _by_branch(self, delta: Perturbation) -> dict[Branch, Tensor]:
-        """Loss of each branch, draw and example, (draws, B)."""
-        found = {}
-        for branch, heard, truth in self._heard(delta, self._sent(delta)):
-            with self._precision(branch, heard):
-                found[branch] = self.plan.task(branch).objective(self.decoders[branch], heard, truth).float()
-        return found
-
-    def _precision(self, branch: Branch, heard: Tensor) -> torch.autocast:
-        return self.transmitter.autocast(heard, painted=self.plan.decoder_format(branch).paints)
-
-    def _heard(self, delta: Perturbation, sent: Transmission) -> Iterator[tuple[Branch, Tensor, Tensor]]:
-        """Each branch, what its decoder decodes, (draws, B, ...), and the truth."""
-        plan, transmitter, symbols = self.plan, self.transmitter, self.plan.scenario.link.symbols
-        interference = self.poisoning.interference(sent.x, self.batch.labels, self.numbers)
-        if "air" in delta:
-            interference = delta["air"] if interference is None else interference + delta["air"]
-        rotation = self.poisoning.rotation(self.numbers)
-        heard = transmitter.hear(sent.x.unsqueeze(0), sent) if transmitter.digital else None
-        for branch, weight in self.task.branches.items():
-            channel, objective, drawn = plan.channel(branch), plan.task(branch), self.drawn[branch]
-            if heard is None:
-                received = channel.apply(sent.x, drawn.realisation, drawn.snr_db, symbols, interference, rotation)
-                received = received if channel.is_sensing else transmitter.hear(received, sent)
-            else:
-                received = heard
-            truth = self.poisoning.truth(branch, objective.truth(self.batch, drawn.realisation), self.numbers)
-            yield branch, received if weight else received.detach(), truth
-
-
-def _chance(device: torch.device) -> tuple[Tensor, ...]:
-    """States of torch's global generators, which dropout reads."""
-    states = (torch.get_rng_state(),)
-    return (*states, torch.cuda.get_rng_state(device)) if device.type == "cuda" else states
 
 
 def _networks(plan: Plan, task: ReceiverTask) -> tuple[Transmitter, dict[Branch, nn.Module]]:

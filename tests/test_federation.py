@@ -361,7 +361,7 @@ def test_ray_gives_the_same_table_of_attacked_training(tmp_path: Path) -> None:
     attacks = {
         "patch": {"kind": "patch", "fraction": 0.8, "targets": {"label": 0}},
         "toxin": {"kind": "neurotoxin", "fraction": 0.8},
-        "flip": {"kind": "sign_flip", "fraction": 0.2},
+        "worst": {"kind": "tailored", "fraction": 0.2},
     }
     grids = [{"attacks": ["none", "patch"], "snr_db": [10]}]
     evaluation = {"draws": {"attack": 1, "score": 3}, "samples": 1, "grids": grids}

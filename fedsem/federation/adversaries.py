@@ -27,7 +27,8 @@ from fedsem.hooks.aggregate import Updates
 from fedsem.hooks.update import Rows, Seen, UpdateAttack
 from fedsem.plan import Branch, Plan
 from fedsem.streams import Stream
-from fedsem.training import Parameters, ReceiverTask, Reply, Trial
+from fedsem.training import Parameters, ReceiverTask, Reply
+from fedsem.trial import Trial
 
 
 def forged(

@@ -39,7 +39,7 @@ class Decoding:
 
 
 class LocalStep(Protocol):
-    """One batch of a receiver with the channel draws of the step; implemented by `fedsem.training`.
+    """One batch of a receiver with the channel draws of the step; implemented by `fedsem.local_step`.
 
     Attributes:
         progress: how much of the whole training is done, in [0, 1).
